@@ -1,0 +1,245 @@
+"""Behavior Transformer (BeT): a causal transformer that picks an action cluster and corrects it.
+
+bin  = argmin_k |a - c_k|^2                                   c_k: k-means centres of all demonstrated actions
+loss = mean_t -(1 - p_bin)^gamma log p_bin  +  scale * mean_t (offset_bin - (a - c_bin))^2
+act  = c_bin + offset_bin at the newest frame
+
+from Shafiullah et al. 2022; sizes from the paper's App. B.1.1, Table 4.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import KMeans
+from torch import Tensor, nn
+
+from policy_decorator.base_policies.mlp import Standardize
+from policy_decorator.errors import UserError
+
+if TYPE_CHECKING:
+    from policy_decorator.demos.dataset import Demonstrations
+
+INIT_STD = 0.02  # of every weight inside the transformer
+KMEANS_STEPS = 50
+HEAD_WEIGHT_DECAY = 0.01  # the released code gives the head no value, and so AdamW's default, bias included
+
+
+@dataclass(frozen=True)
+class BeTConfig:
+    """Behavior Transformer; defaults from the paper's Table 4, else from the released code."""
+
+    context: int = 10
+    """Frames it looks at (Table 4: 10 or 20)."""
+    clusters: int = 8
+    """Action clusters K (Table 4: 4 or 8)."""
+    layers: int = 4
+    """Transformer blocks (Table 4)."""
+    heads: int = 4
+    """Attention heads (Table 4)."""
+    width: int = 128
+    """Embedding size (Table 4)."""
+    gpt_output: int = 256
+    """Features between the transformer and its head (released code)."""
+    dropout: float = 0.1
+    """On embeddings, attention weights and the outputs of attention and MLP."""
+    dropout_at_inference: bool = True
+    """Keep the dropout while acting, as the released code does; the paper does not say so."""
+    mode: Literal["argmax", "sample"] = "argmax"
+    """How a bin is chosen while acting: the likeliest (released code), or drawn (original BeT)."""
+    offset_scale: float = 1000.0
+    """Weight of the offset loss."""
+    focal_gamma: float = 2.0
+    """Focusing exponent of the focal loss; 0 is cross entropy."""
+    standardize_obs: bool = False
+    """Standardise the observations with the demonstrations' statistics; the released code takes them raw."""
+
+    def __post_init__(self) -> None:
+        if min(self.context, self.clusters, self.layers, self.heads, self.width, self.gpt_output) < 1:
+            raise UserError(f"The sizes of a Behavior Transformer must be at least 1, got {self}.")
+        if self.width % self.heads:
+            raise UserError(
+                f"width {self.width} is not a multiple of heads {self.heads}: change one of them."
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"dropout must be in [0, 1), got {self.dropout}.")
+        if self.mode not in ("argmax", "sample"):
+            raise UserError(f"mode must be 'argmax' or 'sample', got {self.mode!r}.")
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)): causal, normalised before each branch."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention_in = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
+        )
+
+    def residual_projections(self) -> list[nn.Linear]:
+        """The two layers whose outputs are added to the stream."""
+        last = self.mlp[-1]
+        assert isinstance(last, nn.Linear)
+        return [self.attention_out, last]
+
+    def forward(self, x: Tensor, dropout: float, newest_only: bool = False) -> Tensor:
+        """(B, T, E) -> (B, T, E), or (B, 1, E) of the newest frame, which sees all the others."""
+        joint = self.attention_in(self.attention_norm(x))  # (B, T, 3 E)
+        query, key, value = joint.unflatten(-1, (3, self.heads, -1)).permute(
+            2, 0, 3, 1, 4
+        )  # 3 x (B, H, T, E/H)
+        if newest_only:
+            query, x = query[:, :, -1:], x[:, -1:]
+        seen = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=not newest_only)
+        x = x + _drop(self.attention_out(seen.transpose(1, 2).flatten(2)), dropout)  # (B, T, E)
+        return x + _drop(self.mlp(self.mlp_norm(x)), dropout)
+
+
+class BehaviorTransformer(nn.Module):
+    """A policy of one discrete choice among K action clusters and one continuous correction."""
+
+    centres: Tensor
+
+    def __init__(self, cfg: BeTConfig, obs_size: int, action_size: int) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.obs_size = obs_size
+        self.action_size = action_size
+        self.standardize = Standardize(obs_size) if cfg.standardize_obs else nn.Identity()
+        self.embed = nn.Linear(obs_size, cfg.width)
+        self.position = nn.Parameter(torch.empty(cfg.context, cfg.width))
+        self.blocks = nn.ModuleList(Block(cfg.width, cfg.heads) for _ in range(cfg.layers))
+        self.norm = nn.LayerNorm(cfg.width)
+        self.output = nn.Linear(cfg.width, cfg.gpt_output, bias=False)
+        self._initialise()
+        self.head = nn.Linear(
+            cfg.gpt_output, cfg.clusters * (1 + action_size)
+        )  # outside: PyTorch's own initialisation
+        self.register_buffer("centres", torch.zeros(cfg.clusters, action_size))
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.normal_(0.0, INIT_STD)
+                if module.bias is not None:
+                    module.bias.zero_()
+        self.position.normal_(0.0, INIT_STD)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            for (
+                layer
+            ) in block.residual_projections():  # so that the stream's variance does not grow with depth
+                layer.weight.normal_(0.0, INIT_STD / (2 * self.cfg.layers) ** 0.5)
+
+    @property
+    def context(self) -> int:
+        """To: frames it looks at."""
+        return self.cfg.context
+
+    @property
+    def chunk(self) -> int:
+        """Ta: actions it answers with."""
+        return 1
+
+    def fit_statistics(self, demos: "Demonstrations", seed: int = 0) -> None:
+        """Fit the action clusters (and the standardisation) to the demonstrations.
+
+        Raises:
+            UserError: fewer distinct actions than clusters.
+        """
+        actions = np.asarray(demos.actions, dtype=np.float64)  # (N, Da), neither whitened nor scaled
+        distinct = len(np.unique(actions, axis=0))
+        if distinct < self.cfg.clusters:
+            raise UserError(
+                f"The demonstrations hold {distinct} distinct actions, too few for "
+                f"{self.cfg.clusters} clusters: lower `clusters` or add demonstrations."
+            )
+        # Differs from the released code: scikit-learn's k-means, which stops when no action changes cluster
+        # and re-seeds an empty cluster with the action farthest from its centre, instead of at random.
+        means = KMeans(
+            self.cfg.clusters,
+            init="random",
+            n_init=1,  # pyright: ignore[reportArgumentType]
+            max_iter=KMEANS_STEPS,
+            tol=0.0,
+            random_state=seed,
+        )
+        self.centres.copy_(torch.from_numpy(means.fit(actions).cluster_centers_))
+        if isinstance(self.standardize, Standardize):
+            self.standardize.fit(demos.observations)
+
+    def _features(self, window: Tensor, dropout: float, newest_only: bool = False) -> Tensor:
+        x = self.embed(self.standardize(window)) + self.position[: window.shape[1]]  # (B, T, E)
+        x = _drop(x, dropout)
+        for i, block in enumerate(self.blocks, start=1):
+            x = block(x, dropout, newest_only and i == len(self.blocks))
+        return x
+
+    def _heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        answer = self.head(self.output(self.norm(features)))  # (..., K + K Da)
+        logits, offsets = answer.split([self.cfg.clusters, self.cfg.clusters * self.action_size], dim=-1)
+        return logits, offsets.unflatten(-1, (self.cfg.clusters, self.action_size))
+
+    def logits_and_offsets(self, window: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+        """What every frame says. (B, T, Do) -> logits (B, T, K), offsets (B, T, K, Da)."""
+        return self._heads(self._features(window, dropout))
+
+    def loss(self, window: Tensor, actions: Tensor) -> Tensor:
+        """Focal loss of the bin plus scaled offset loss, over all frames. (B, T, Do), (B, T, Da) -> ()."""
+        logits, offsets = self.logits_and_offsets(window, self.cfg.dropout if self.training else 0.0)
+        distance = (actions.unsqueeze(-2) - self.centres).square().sum(-1)  # (B, T, K)
+        bins = distance.argmin(-1)  # (B, T)
+        picked = offsets.take_along_dim(bins[..., None, None], dim=2).squeeze(2)  # (B, T, Da)
+        offset = F.mse_loss(picked, actions - self.centres[bins])
+        return focal_loss(logits, bins, self.cfg.focal_gamma) + self.cfg.offset_scale * offset
+
+    @torch.no_grad()
+    def act(self, window: Tensor) -> Tensor:
+        """(B, To, Do) -> (B, 1, Da) in [-1, 1]; where random, it draws from torch's global generator."""
+        # Differs from the paper: dropout stays on while acting unless the config says otherwise, as in the
+        # released code; applied functionally, so that `.train()` and `.eval()` change nothing here.
+        dropout = self.cfg.dropout if self.cfg.dropout_at_inference else 0.0
+        logits, offsets = self._heads(
+            self._features(window, dropout, newest_only=True)[:, -1]
+        )  # (B, K), (B, K, Da)
+        if self.cfg.mode == "argmax":
+            bins = logits.argmax(-1, keepdim=True)  # (B, 1)
+        else:
+            bins = torch.multinomial(logits.softmax(-1), 1)  # (B, 1)
+        # Differs from the released code: clamped here, where it leaves the clipping to the environment.
+        return (self.centres[bins] + offsets.take_along_dim(bins[..., None], dim=1)).clamp(-1.0, 1.0)
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Parameters for the optimiser, as the released code groups them.
+
+        The transformer's linear weights decay by `weight_decay`, its biases, norms and positions not at
+        all, the head by AdamW's default.
+        """
+        body = [
+            (name, parameter) for name, parameter in self.named_parameters() if not name.startswith("head.")
+        ]
+        weights = [parameter for name, parameter in body if parameter.ndim > 1 and name != "position"]
+        rest = [parameter for name, parameter in body if parameter.ndim == 1 or name == "position"]
+        return [
+            {"params": weights, "weight_decay": weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+            {"params": list(self.head.parameters()), "weight_decay": HEAD_WEIGHT_DECAY},
+        ]
+
+
+def focal_loss(logits: Tensor, bins: Tensor, gamma: float) -> Tensor:
+    """mean -(1 - p)^gamma log p of the right bin, without class weights. (..., K), (...) -> ()."""
+    log_p = logits.log_softmax(-1).take_along_dim(bins.unsqueeze(-1), dim=-1)  # (..., 1)
+    return -((1 - log_p.exp()).pow(gamma) * log_p).mean()
+
+
+def _drop(x: Tensor, dropout: float) -> Tensor:
+    return F.dropout(x, dropout) if dropout > 0 else x

@@ -1,0 +1,127 @@
+"""Files that are never half written, and the errors of a full disk.
+
+JSON here is strict (RFC 8259): nan and infinities, which it cannot say, are written as null.
+"""
+
+import dataclasses
+import errno
+import json
+import math
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from policy_decorator.errors import UserError
+
+
+def to_json(value: Any) -> Any:
+    """Dataclasses, mappings, sequences, paths, arrays -> what JSON can say. Raises TypeError for the rest."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Enum):
+        return to_json(value.value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [to_json(item) for item in value]
+    if hasattr(value, "__qualname__"):  # a class or a function
+        return f"{value.__module__}.{value.__qualname__}"
+    tolist = getattr(value, "tolist", None)  # numpy and torch, scalars too, without importing either
+    if callable(tolist):
+        return to_json(tolist())
+    raise TypeError(f"cannot write a {type(value).__name__} to JSON: {value!r}")
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns a full or unwritable disk into a UserError; other errors pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = "Free some space, then continue with --resume."
+            raise UserError(f"The disk is full: could not write {path}. {hint}") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(f"Not allowed to write {path}. Choose another --out.") from error
+        raise
+
+
+def atomic_bytes(path: Path, data: bytes) -> None:
+    """Writes the whole file or leaves the old one. Raises UserError when the disk is full or read-only."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    with disk_errors(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def atomic_json(path: Path, value: Any) -> None:
+    """`atomic_bytes` of `to_json(value)`, indented."""
+    text = json.dumps(to_json(value), indent=2, allow_nan=False, ensure_ascii=False)
+    atomic_bytes(path, (text + "\n").encode())
+
+
+def append_json_line(path: Path, value: Any) -> None:
+    """Adds one line, whole, to a JSON-lines file. Raises UserError when the disk is full or read-only."""
+    line = json.dumps(to_json(value), allow_nan=False, ensure_ascii=False) + "\n"
+    size = path.stat().st_size if path.exists() else 0
+    with disk_errors(path):
+        try:
+            with path.open("ab") as file:
+                file.write(line.encode())
+        except OSError:
+            with suppress(OSError):  # a line cut short would spoil the next one
+                os.truncate(path, size)
+            raise
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises UserError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"There is no {path}.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}).") from None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a JSON-lines file, none if there is no file. Raises UserError when damaged."""
+    if not path.exists():
+        return []
+    complete, _, _ = path.read_bytes().rpartition(
+        b"\n"
+    )  # what follows is still being written, or was cut short
+    lines = [line for line in complete.split(b"\n") if line.strip()]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}).") from None
+
+
+def free_disk_check(path: Path, bytes_needed: int) -> None:
+    """Raises UserError unless the disk that holds (or will hold) `path` has `bytes_needed` bytes free."""
+    path = Path(path).absolute()
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < bytes_needed:
+        need = f"{bytes_needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
+        raise UserError(
+            f"Not enough space on the disk of {path}: {need}. Free some space or choose another --out."
+        )

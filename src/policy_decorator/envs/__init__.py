@@ -1,0 +1,28 @@
+"""The tasks, by name; no simulator is imported before an environment is made.
+
+To add a task: write `tasks()` in a file of this folder and add its line here. tests/envs then tests it.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from policy_decorator.envs import adroit, metaworld, toy
+from policy_decorator.envs.task import Task
+from policy_decorator.errors import lookup
+
+TASKS: Mapping[str, Task] = MappingProxyType(
+    {
+        **toy.TASKS,
+        **adroit.tasks(),
+        **metaworld.tasks(),
+    }
+)
+
+
+def get_task(name: str) -> Task:
+    """The task called `name`, "peg-insert-side" of Meta-World being "metaworld/peg-insert-side".
+
+    Raises:
+        UserError: there is no such task; the message names the nearest one.
+    """
+    return lookup("task", name, TASKS)

@@ -1,0 +1,202 @@
+"""Meta-World's 50 Sawyer tasks, each with the goal in the observation and a layout that follows `reset(seed=...)`.
+
+obs (39,) = gripper xyz, opening, two objects of xyz + quaternion (18) | the same one step earlier (18) | goal xyz (3).
+action (4,) = end-effector displacement in xyz (1 cm per unit and step), gripper effort; both in [-1, 1].
+Source: Yu et al. 2019 (Meta-World) and the metaworld 3.1 package.
+"""
+
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from policy_decorator.envs import rendering
+from policy_decorator.envs.task import Expert, Task
+from policy_decorator.errors import MissingExtra, lookup
+
+OBS_SIZE, ACTION_SIZE = 39, 4
+CONTROL_HZ = 80.0
+"""One step is 5 simulator steps of 2.5 ms."""
+MAX_STEPS = 200
+"""Meta-World cuts at 500. Its scripted experts need 60 to 140 steps in the tasks worth refining, and an episode that
+is not solved by then is not going to be: 200 is the limit of our first experiments."""
+
+NAMES = (
+    "assembly",
+    "basketball",
+    "bin-picking",
+    "box-close",
+    "button-press",
+    "button-press-topdown",
+    "button-press-topdown-wall",
+    "button-press-wall",
+    "coffee-button",
+    "coffee-pull",
+    "coffee-push",
+    "dial-turn",
+    "disassemble",
+    "door-close",
+    "door-lock",
+    "door-open",
+    "door-unlock",
+    "drawer-close",
+    "drawer-open",
+    "faucet-close",
+    "faucet-open",
+    "hammer",
+    "hand-insert",
+    "handle-press",
+    "handle-press-side",
+    "handle-pull",
+    "handle-pull-side",
+    "lever-pull",
+    "peg-insert-side",
+    "peg-unplug-side",
+    "pick-out-of-hole",
+    "pick-place",
+    "pick-place-wall",
+    "plate-slide",
+    "plate-slide-back",
+    "plate-slide-back-side",
+    "plate-slide-side",
+    "push",
+    "push-back",
+    "push-wall",
+    "reach",
+    "reach-wall",
+    "shelf-place",
+    "soccer",
+    "stick-pull",
+    "stick-push",
+    "sweep",
+    "sweep-into",
+    "window-close",
+    "window-open",
+)
+
+SUCCESS = {
+    "peg-insert-side": "the head of the peg is within 7 cm of the hole's goal, at that step",
+}
+
+
+class SeededGoals(gym.Env[np.ndarray, np.ndarray]):
+    """One Meta-World simulator whose layout and goal follow `reset(seed=...)`, and nothing else.
+
+    Meta-World itself ignores that seed, draws from a fixed list of 50 layouts, and starts a reset from wherever the
+    last episode ended. Here every reset starts from the state in which the simulator was built. There is no time
+    limit; the reward is the success, and `info` holds only `success`.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012 (gymnasium's own attribute)
+
+    def __init__(self, simulator: Any, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (OBS_SIZE,), np.float32)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (ACTION_SIZE,), np.float32)
+        self._simulator = simulator
+        # The only parts of the model that resets move.
+        self._body_pos = simulator.model.body_pos.copy()
+        self._site_pos = simulator.model.site_pos.copy()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Without a seed, the next layout is drawn from this environment's own generator."""
+        super().reset(seed=seed)
+        self._forget()
+        self._simulator.seed(int(self.np_random.integers(2**31)) if seed is None else seed)
+        obs, _ = self._simulator.reset()
+        return obs.astype(np.float32), {"success": False}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Actions outside [-1, 1] are clipped."""
+        obs, _, _, _, info = self._simulator.step(np.clip(action, -1.0, 1.0))
+        success = bool(info["success"])
+        return obs.astype(np.float32), float(success), False, False, {"success": success}
+
+    def render(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """(H, W, 3) uint8. The simulator's corner cameras hang upside down: turned by 180 degrees."""
+        return self._simulator.render()[::-1, ::-1].copy()
+
+    def close(self) -> None:
+        self._simulator.close()
+
+    def _forget(self) -> None:
+        # The simulator's own reset first settles the hand in the scene that the last episode left behind.
+        from mujoco import mj_resetData
+
+        model = self._simulator.model
+        model.body_pos[:] = self._body_pos
+        model.site_pos[:] = self._site_pos
+        mj_resetData(model, self._simulator.data)
+
+
+def make_env(name: str, render_mode: str | None = None) -> SeededGoals:
+    """One environment of the task `name` ("peg-insert-side"); `render_mode` is None or "rgb_array".
+
+    Raises:
+        UserError: there is no such task, or nothing can be rendered here.
+        MissingExtra: Meta-World is not installed.
+    """
+    lookup("Meta-World task", name, dict.fromkeys(NAMES))
+    try:
+        from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+    except ModuleNotFoundError as error:
+        raise MissingExtra("Meta-World", "metaworld") from error
+    if render_mode is not None:
+        rendering.use_renderer()
+    simulator: Any = ALL_V3_ENVIRONMENTS[f"{name}-v3"](
+        render_mode=render_mode,  # pyright: ignore[reportArgumentType, reportCallIssue]
+        camera_name="corner4",
+        width=rendering.WIDTH,
+        height=rendering.HEIGHT,
+    )
+    if render_mode is not None:
+        rendering.draw_fast(simulator.model)
+    # What `set_task` does in a benchmark with visible goals, without building its 50 layouts first (7 s).
+    simulator._partially_observable = False
+    del simulator.sawyer_observation_space  # cached with the goal's bounds at zero, and steps clip to it
+    simulator._freeze_rand_vec = False
+    simulator.seeded_rand_vec = True
+    simulator._set_task_called = True
+    simulator.max_path_length = np.inf  # the simulator refuses to go on after 500 steps
+    return SeededGoals(simulator, render_mode)
+
+
+def make_expert(name: str) -> Expert:
+    """Meta-World's scripted expert for the task `name`: (39,) -> (4,) in [-1, 1].
+
+    Raises:
+        MissingExtra: Meta-World is not installed.
+    """
+    try:
+        from metaworld.policies import ENV_POLICY_MAP
+    except ModuleNotFoundError as error:
+        raise MissingExtra("Meta-World", "metaworld") from error
+    policy: Any = ENV_POLICY_MAP[f"{name}-v3"]()
+
+    def act(obs: np.ndarray) -> np.ndarray:
+        return np.clip(policy.get_action(obs), -1.0, 1.0).astype(np.float32)
+
+    return act
+
+
+def tasks() -> dict[str, Task]:
+    """All 50, as "metaworld/<name>"; nothing is imported."""
+    return {f"metaworld/{name}": _task(name) for name in NAMES}
+
+
+def _task(name: str) -> Task:
+    return Task(
+        name=f"metaworld/{name}",
+        obs_size=OBS_SIZE,
+        action_size=ACTION_SIZE,
+        max_steps=MAX_STEPS,
+        control_hz=CONTROL_HZ,
+        success=SUCCESS.get(name, "Meta-World's own success test of this task holds, at that step"),
+        demos="scripted expert, embedded",
+        make_env=partial(make_env, name),
+        make_expert=partial(make_expert, name),
+        points={"gripper": (0, 1, 2), "object": (4, 5, 6), "goal": (36, 37, 38)},
+    )

@@ -1,0 +1,152 @@
+"""B copies of a task behind one interface: decisions in, windows and success out.
+
+Time limit, termination at success, frame windows, action chunks and resets are decided here and nowhere else.
+"""
+
+import warnings
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from torch import Tensor
+
+from policy_decorator.envs.task import Task
+from policy_decorator.types import Step, VectorEnv
+
+
+class DecisionEnv(gym.Wrapper[Any, Any, Any, Any]):
+    """One `step` is one decision: a chunk (Ta, Da) is clipped and executed open loop, the last To frames come back.
+
+    The episode ends at the first success (terminated), at a failure that the simulator declares (terminated), or after
+    `task.max_steps` environment steps (truncated); the rest of the chunk is then dropped. At reset all To slots hold
+    the first frame.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], task: Task, context: int, chunk: int) -> None:
+        super().__init__(env)
+        self.task = task
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (context, task.obs_size), np.float32)
+        self.action_space = gym.spaces.Box(-np.inf, np.inf, (chunk, task.action_size), np.float32)
+        self.window = np.zeros((context, task.obs_size), np.float32)
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """`options["replay"]` may map an episode's seed to the chunks (L, Ta, Da) with which to bring it back."""
+        obs, _ = self.env.reset(seed=seed)
+        self.steps = 0
+        self.window[:] = obs
+        for action in (options or {}).get("replay", {}).get(seed, ()):
+            self.step(action)
+        return self.window.copy(), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        before, success, terminated = self.steps, False, False
+        for a in np.clip(action, -1.0, 1.0):
+            obs, _, terminated, _, info = self.env.step(a)
+            self.window[:-1] = self.window[1:]
+            self.window[-1] = obs
+            self.steps += 1
+            success = bool(info["success"])
+            terminated = bool(terminated) or success
+            if terminated or self.steps >= self.task.max_steps:
+                break
+        truncated = self.steps >= self.task.max_steps and not terminated
+        info = {"success": success, "env_steps": self.steps - before}
+        return self.window.copy(), float(success), terminated, truncated, info
+
+
+class SimulatorVector:
+    """Copies of a `Task` in this process (workers=False) or in one process each."""
+
+    def __init__(
+        self,
+        task: Task,
+        n: int,
+        *,
+        context: int = 1,
+        chunk: int = 1,
+        workers: bool = False,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        def make() -> gym.Env[Any, Any]:
+            return DecisionEnv(task.make_env(None), task, context, chunk)
+
+        self.n, self.device = n, torch.device(device)
+        if workers:
+            self.envs = AsyncVectorEnv([make] * n, autoreset_mode=AutoresetMode.DISABLED, context="spawn")
+        else:
+            self.envs = SyncVectorEnv([make] * n, autoreset_mode=AutoresetMode.DISABLED)
+        self.seeds = np.arange(n)
+        self.next_seed = n
+        self.executed: list[list[np.ndarray]] = [[] for _ in range(n)]  # chunks since reset, to bring an episode back
+
+    def reset(self, seed: int) -> Tensor:
+        self.next_seed = seed
+        return self._tensor(self._start(np.ones(self.n, dtype=bool)))
+
+    def step(self, action: Tensor) -> Step:
+        chunk = action.detach().to("cpu", torch.float32).numpy()
+        if not np.isfinite(chunk).all():
+            raise FloatingPointError(f"action is not finite in rows {np.unique(np.argwhere(~np.isfinite(chunk))[:, 0])}")
+        for done_so_far, a in zip(self.executed, chunk, strict=True):
+            done_so_far.append(a)
+        window, _, terminated, truncated, info = self.envs.step(chunk)
+        done, episode, final = terminated | truncated, self.seeds.copy(), window
+        if done.any():
+            window = self._start(done)
+        return Step(
+            window=self._tensor(window),
+            final_window=self._tensor(final),
+            success=self._tensor(info["success"]).bool(),
+            terminated=self._tensor(terminated),
+            done=self._tensor(done),
+            env_steps=self._tensor(info["env_steps"]),
+            episode=self._tensor(episode),
+        )
+
+    def _start(self, rows: np.ndarray, replay: dict[int, np.ndarray] | None = None) -> np.ndarray:
+        """Begin new episodes in `rows` (or bring the current ones back from `replay`)."""
+        if replay is None:
+            self.seeds[rows] = self.next_seed + np.arange(rows.sum())
+            self.next_seed += int(rows.sum())
+        for i in np.flatnonzero(rows):
+            self.executed[i] = [] if replay is None else list(replay[int(self.seeds[i])])
+        options = {"reset_mask": rows, "replay": replay or {}}
+        window, _ = self.envs.reset(seed=[int(s) for s in self.seeds], options=options)
+        return window
+
+    def state(self) -> dict[str, Tensor]:
+        """Seeds of the running episodes and the actions taken in them: enough to bring back any simulator exactly."""
+        chunks = {f"executed_{i}": torch.from_numpy(np.stack(e)) for i, e in enumerate(self.executed) if e}
+        return {"seeds": torch.from_numpy(self.seeds.copy()), "next_seed": torch.tensor(self.next_seed), **chunks}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.seeds, self.next_seed = state["seeds"].numpy().copy(), int(state["next_seed"])
+        chunks = [state.get(f"executed_{i}") for i in range(self.n)]
+        replay = {int(s): () if c is None else c.numpy() for s, c in zip(self.seeds, chunks, strict=True)}
+        self._start(np.ones(self.n, dtype=bool), replay)
+
+    def close(self) -> None:
+        self.envs.close()
+
+    def _tensor(self, x: np.ndarray) -> Tensor:
+        return torch.as_tensor(x, device=self.device)
+
+
+def make_vector(
+    task: Task,
+    n: int,
+    *,
+    context: int = 1,
+    chunk: int = 1,
+    workers: bool = False,
+    device: str | torch.device = "cpu",
+) -> VectorEnv:
+    """`n` copies of `task`: the simulator's own vectorisation where it has one."""
+    if task.make_native is not None and context == chunk == 1:
+        return task.make_native(n, max_steps=task.max_steps, device=device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*autoreset.*")
+        return SimulatorVector(task, n, context=context, chunk=chunk, workers=workers, device=device)

@@ -1,0 +1,97 @@
+"""Whole episodes on given seeds, so that two policies can be compared episode by episode."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policy_decorator.types import BasePolicy, Step, VectorEnv
+
+# Seeds of episodes that must not meet: what is trained on, selected on, reported on and imitated.
+TRAINING, VALIDATION, TEST, DEMOS = 0, 1_000_000_000, 2_000_000_000, 3_000_000_000
+EPISODES_PER_SEED = 10_000_000
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Outcomes of the episodes seeded `seed`, `seed + 1`, ..., in that order."""
+
+    seed: int
+    success: np.ndarray  # (N,) bool
+    env_steps: np.ndarray  # (N,)
+
+    @property
+    def rate(self) -> float:
+        return float(self.success.mean())
+
+
+@torch.no_grad()
+def run_episodes(
+    env: VectorEnv,
+    policy: BasePolicy,
+    episodes: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Episodes:
+    """Run exactly the episodes `seed` to `seed + episodes - 1`: two policies given the same seeds are paired.
+
+    A policy that draws random numbers draws the same ones at every call, and training's stream is left alone.
+    """
+    success = np.zeros(episodes, dtype=bool)
+    steps, finished = np.zeros(episodes, dtype=np.int64), np.zeros(episodes, dtype=bool)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        window = env.reset(seed)
+        while not finished.all():
+            out = env.step(policy.act(window))
+            index, window = (out.episode - seed).cpu().numpy(), out.window
+            ours = index < episodes  # environments go on to episodes nobody asked for
+            steps[index[ours]] += out.env_steps.cpu().numpy()[ours]
+            ended = ours & out.done.cpu().numpy()
+            success[index[ended]] = out.success.cpu().numpy()[ended]
+            finished[index[ended]] = True
+            if progress is not None and ended.any():
+                progress(int(finished.sum()), episodes)
+    return Episodes(seed, success, steps)
+
+
+@dataclass
+class Trajectory:
+    """What one episode saw and did."""
+
+    obs: list[np.ndarray] = field(default_factory=list)  # (Do,) newest frame at every decision
+    actions: list[np.ndarray] = field(default_factory=list)  # (Ta, Da) as sent to the environment
+
+
+class Recorded:
+    """Environments that keep the trajectory of every episode they run, by its seed."""
+
+    def __init__(self, env: VectorEnv) -> None:
+        self.env = env
+        self.trajectories: dict[int, Trajectory] = {}
+
+    def reset(self, seed: int) -> Tensor:
+        self.trajectories = {}
+        self._window = self.env.reset(seed)
+        return self._window
+
+    def step(self, action: Tensor) -> Step:
+        obs, actions = self._window[:, -1].cpu().numpy(), action.cpu().numpy()
+        out = self.env.step(action)
+        for episode, o, a in zip(out.episode.tolist(), obs, actions, strict=True):
+            trajectory = self.trajectories.setdefault(episode, Trajectory())
+            trajectory.obs.append(o.copy())
+            trajectory.actions.append(a.copy())
+        self._window = out.window
+        return out
+
+    def state(self) -> dict[str, Tensor]:
+        return self.env.state()
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.env.restore(state)
+
+    def close(self) -> None:
+        self.env.close()

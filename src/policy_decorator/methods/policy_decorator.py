@@ -1,0 +1,62 @@
+"""Policy Decorator (the paper's method): a residual that is bounded and introduced progressively."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
+from policy_decorator.methods.problem import Problem, Run
+from policy_decorator.rl.monitor import Monitor
+from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
+from policy_decorator.rl.replay import NStep, Replay
+from policy_decorator.rl.sac import SAC, SACConfig
+from policy_decorator.rollout import Collector
+
+
+@dataclass(frozen=True)
+class Config:
+    bound: float = 0.1
+    """alpha: largest correction in every action dimension (paper Table 8)."""
+    horizon: int = 100_000
+    """H: environment steps over which the residual is introduced (paper Table 8)."""
+    base_only_warmup: bool = False
+    """Let the base act alone during warm-up and count H from its end (the released code counts from step 0)."""
+    actor_sees: Literal["obs", "obs+base"] = "obs"
+    """Input of the residual (Sec. 4.3, Fig. 19)."""
+    critic_sees: Literal["sum", "concat", "residual"] = "sum"
+    """Action input of the critic (Sec. 4.3, Fig. 20)."""
+    standardize_obs: bool = False
+    """Standardise what the networks see with the demonstrations' statistics (not in the paper)."""
+    n_step: int = 1
+    """Decisions per return (1 in the paper)."""
+    reward_shift: float = -1.0
+    """Added to success (0 or 1): -1 as in the released code."""
+    nets: NetConfig = field(default_factory=NetConfig)
+    """Sizes of the residual and its critics."""
+    sac: SACConfig = field(default_factory=SACConfig)
+    """How they learn."""
+
+
+def build(cfg: Config, p: Problem) -> Run:
+    residual = Residual(cfg.bound, cfg.actor_sees, cfg.critic_sees)
+    gate = ProgressiveExploration(cfg.horizon, start=p.warmup_steps if cfg.base_only_warmup else 0)
+    actor, critics = _networks(cfg, p)
+    replay = Replay(p.capacity)
+    return Run(
+        collector=Collector(p.env, p.base, residual, gate, cfg.reward_shift, p.seed),
+        learner=SAC(actor, critics, residual, p.action_size, cfg.sac),
+        replay=replay,
+        nstep=NStep(cfg.n_step, cfg.sac.gamma),
+        data=replay,
+        monitor=Monitor(),
+        policy=DecoratedPolicy(p.base, actor, residual),
+    )
+
+
+def _networks(cfg: Config, p: Problem) -> tuple[TanhGaussian, Critics]:
+    seen = p.obs_size + (p.action_size if cfg.actor_sees == "obs+base" else 0)
+    scored = p.action_size * (2 if cfg.critic_sees == "concat" else 1)
+    actor, critics = TanhGaussian(seen, p.chunk, cfg.nets), Critics(p.obs_size, scored, cfg.nets)
+    if cfg.standardize_obs and p.obs_statistics is not None:
+        for net in (actor, *critics):
+            net.standardize.set(*p.obs_statistics)
+    return actor.to(p.device), critics.to(p.device)

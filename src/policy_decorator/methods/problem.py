@@ -1,0 +1,51 @@
+"""What a method is given and what it must hand to the training loop."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from policy_decorator.rl.monitor import Monitor
+from policy_decorator.rl.replay import NStep, Replay
+from policy_decorator.rl.sac import SAC
+from policy_decorator.rollout import Collector
+from policy_decorator.types import BasePolicy, DataSource, VectorEnv
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A task with a frozen base policy."""
+
+    env: VectorEnv
+    base: BasePolicy
+    obs_size: int
+    chunk: tuple[int, int]
+    """(Ta, Da) of the base policy's actions."""
+    capacity: int
+    """Decisions the replay holds."""
+    warmup_steps: int
+    """Environment steps before the first update."""
+    seed: int = 0
+    """Seed of the first training episode."""
+    device: torch.device = torch.device("cpu")
+    obs_statistics: tuple[Tensor, Tensor] | None = None
+    """Mean and standard deviation (Do,) of the demonstrations' observations, where there are demonstrations."""
+
+    @property
+    def action_size(self) -> int:
+        return math.prod(self.chunk)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts `train` needs."""
+
+    collector: Collector
+    learner: SAC
+    replay: Replay
+    nstep: NStep
+    data: DataSource
+    monitor: Monitor
+    policy: BasePolicy
+    """What is being learned, fully trusted: evaluated, saved and handed to the user."""

@@ -1,0 +1,289 @@
+"""One refinement, from a policy and a task to a run folder: check, train, evaluate in pairs, report."""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from policy_decorator import snapshot
+from policy_decorator.base_policies.checkpoint import parameter_hash
+from policy_decorator.decorator import DecoratedPolicy
+from policy_decorator.demos.dataset import Demonstrations
+from policy_decorator.envs import get_task
+from policy_decorator.envs.vector import make_vector
+from policy_decorator.errors import UserError, lookup
+from policy_decorator.evaluation import EPISODES_PER_SEED, TEST, TRAINING, VALIDATION, Episodes, Recorded, run_episodes
+from policy_decorator.methods import METHODS, Problem, policy_decorator
+from policy_decorator.progress import Display, Silent
+from policy_decorator.refined import Refined
+from policy_decorator.runlog import RunFolder
+from policy_decorator.statistics import paired_gain, wilson
+from policy_decorator.train import TrainConfig, train
+from policy_decorator.types import BasePolicy, VectorEnv
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """Everything that decides a run, besides the policy itself."""
+
+    task: str
+    """Name of the task, e.g. metaworld/peg-insert-side."""
+    policy: str = "yours"
+    """Where the base policy comes from: a folder, or a word for one given in Python."""
+    method: str = "policy-decorator"
+    """See `pidec list methods`."""
+    learn: policy_decorator.Config = field(default_factory=policy_decorator.Config)
+    """The method's settings."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The budget and its rhythm."""
+    envs: int = 16
+    """Environments stepped together (16 in the released code)."""
+    workers: bool = False
+    """One process per environment; worth it for slow simulators on many cores."""
+    eval_episodes: int = 50
+    """Episodes per evaluation during training (paper Sec. 5.3)."""
+    test_episodes: int = 100
+    """Paired episodes of the final comparison, on seeds used for nothing else."""
+    keep: Literal["best", "last"] = "best"
+    """The residual handed over: of the best evaluation during training, or of its end."""
+    seed: int = 0
+    """Of the networks, the exploration and the training episodes. Evaluation seeds are the same for every seed."""
+    device: str = "auto"
+    """Of the learner, the replay and the base: cpu, cuda, or auto."""
+    replay_capacity: int | None = None
+    """Decisions kept for learning; None keeps all, as in the released code."""
+    max_steps: int | None = None
+    """Time limit of an episode in environment steps; None takes the task's."""
+
+
+class Refinement:
+    """The parts of one run and what is done with them; `refine` says in which order."""
+
+    def __init__(
+        self,
+        cfg: RefineConfig,
+        base: BasePolicy,
+        folder: RunFolder | None,
+        demos: Demonstrations | None = None,
+        display: Display | None = None,
+    ) -> None:
+        self.cfg, self.base, self.folder, self.display = cfg, base, folder, display or Silent()
+        method, task = lookup("method", cfg.method, METHODS), get_task(cfg.task)
+        self.task = dataclasses.replace(task, max_steps=cfg.max_steps or task.max_steps)
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
+        self.chunk = int(getattr(base, "chunk", 1))
+        self.hash_before = _hash(base)
+        torch.manual_seed(cfg.seed)
+        self.eval_env = self._vector(min(cfg.envs, cfg.eval_episodes))
+        self._check_answer()
+        self.run = method.build(cfg.learn, self._problem(demos))
+        self.best: dict[str, Any] = {"success": -1.0, "step": 0, "actor": None}
+        self.eval_env_steps = 0
+
+    def _vector(self, n: int) -> VectorEnv:
+        c = self.cfg
+        return make_vector(
+            self.task, n, context=self.base.context, chunk=self.chunk, workers=c.workers, device=self.device
+        )
+
+    def _problem(self, demos: Demonstrations | None) -> Problem:
+        statistics = None
+        if demos is not None:
+            obs = torch.from_numpy(demos.observations)
+            statistics = (obs.mean(0), obs.std(0))
+        return Problem(
+            env=self._vector(self.cfg.envs),
+            base=self.base,
+            obs_size=self.task.obs_size,
+            chunk=(self.chunk, self.task.action_size),
+            capacity=self.cfg.replay_capacity or self.cfg.train.total_steps + self.cfg.envs,
+            warmup_steps=self.cfg.train.warmup_steps,
+            seed=TRAINING + self.cfg.seed * EPISODES_PER_SEED,
+            device=self.device,
+            obs_statistics=statistics,
+        )
+
+    def _check_answer(self) -> None:
+        """Ask the base once and refuse a wrong answer before hours are spent on it."""
+        with torch.random.fork_rng():
+            window = self.eval_env.reset(VALIDATION)
+            answer = self.base.act(window)
+        wanted = (len(window), self.chunk, self.task.action_size)
+        if tuple(answer.shape) != wanted:
+            raise UserError(f"The base policy answers with shape {tuple(answer.shape)}, {self.task.name} needs {wanted}.")
+        if not answer.isfinite().all():
+            raise UserError("The base policy's first action is not finite: look at its observation statistics.")
+
+    # ---- evaluation -------------------------------------------------------------------------------------------
+
+    def episodes(self, policy: BasePolicy, n: int, seed: int, name: str, env: VectorEnv | None = None) -> Episodes:
+        with self.display.stage(name, n) as update:
+            result = run_episodes(env or self.eval_env, policy, n, seed, update)
+        self.eval_env_steps += int(result.env_steps.sum())
+        if self.folder is not None:
+            seeds = [seed + i for i in range(n)]
+            step = self.run.collector.step
+            self.folder.log_evaluation(name, step, seeds, result.success.tolist(), result.env_steps.tolist())
+        return result
+
+    def check_base(self, force: bool) -> None:
+        """Step 0 of the curve is the base itself. Raises UserError if it never succeeds, unless forced."""
+        rate = self.episodes(self.base, self.cfg.eval_episodes, VALIDATION, "base").rate
+        self._log({"eval/base": rate, "eval/full": rate, "eval/behaviour": rate})
+        if rate > 0:
+            return
+        problem = f"The base policy succeeded in none of {self.cfg.eval_episodes} episodes of {self.task.name}"
+        if not force:
+            raise UserError(
+                f"{problem}: sparse success gives nothing to learn from. Improve it, check its observations and "
+                "actions, or go on all the same with --force (force=True)."
+            )
+        self.display.say(f"Warning: {problem}; going on because you said so.")
+
+    def evaluate(self) -> None:
+        """The full residual and, while epsilon < 1, the behaviour at the current epsilon."""
+        c, policy = self.run.collector, self.run.policy
+        full = self.episodes(policy, self.cfg.eval_episodes, VALIDATION, "full").rate
+        behaviour = full
+        if isinstance(policy, DecoratedPolicy) and self._epsilon() < 1.0:
+            gated = dataclasses.replace(policy, gate=c.gate, step=c.step)
+            behaviour = self.episodes(gated, self.cfg.eval_episodes, VALIDATION, "behaviour").rate
+        self._log({"eval/full": full, "eval/behaviour": behaviour})
+        if full >= self.best["success"]:
+            actor = copy.deepcopy(cast(nn.Module, self.run.learner.actor).state_dict())
+            self.best = {"success": full, "step": c.step, "actor": actor}
+
+    # ---- bookkeeping ------------------------------------------------------------------------------------------
+
+    def counts(self) -> dict[str, int]:
+        c = self.run.collector
+        return {
+            "env_steps": c.step,
+            "decisions": c.decisions,
+            "updates": self.run.learner.updates,
+            "base_queries": c.base_queries,
+            "episodes": c.episodes,
+        }
+
+    def log(self, metrics: Mapping[str, Tensor]) -> None:
+        self._log({name: value.item() for name, value in metrics.items()} | self.run.monitor.read())
+
+    def _log(self, metrics: Mapping[str, float]) -> None:
+        if self.folder is not None:
+            self.folder.log({**metrics, "train/epsilon": self._epsilon()}, self.counts())
+
+    def _epsilon(self) -> float:
+        epsilon = getattr(self.run.collector.gate, "epsilon", None)
+        return epsilon(self.run.collector.step) if epsilon else 1.0
+
+    def save(self) -> None:
+        if self.folder is not None:
+            state = snapshot.capture(self.run) | {"best": self.best, "eval_env_steps": self.eval_env_steps}
+            snapshot.write(self.folder.path / "checkpoints" / "last.pt", state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        snapshot.restore(self.run, state)
+        self.best, self.eval_env_steps = state["best"], state["eval_env_steps"]
+
+    # ---- the end ----------------------------------------------------------------------------------------------
+
+    def compare(self) -> tuple[Refined, dict[str, Recorded]]:
+        """Base and refined policy on the same test episodes, and both with their trajectories."""
+        step = self.run.collector.step
+        if self.cfg.keep == "best" and self.best["actor"] is not None:
+            self.run.learner.actor.load_state_dict(self.best["actor"])
+            step = self.best["step"]
+        refined_policy = cast(DecoratedPolicy, self.run.policy)
+        envs = {name: Recorded(self.eval_env) for name in ("base", "refined")}
+        outcome: dict[str, Episodes] = {}
+        for name, policy in (("base", self.base), ("refined", refined_policy)):
+            outcome[name] = self.episodes(policy, self.cfg.test_episodes, TEST, f"final {name}", envs[name])
+        summary = self._summary(outcome["base"], outcome["refined"], step)
+        actor = copy.deepcopy(self.run.learner.actor).requires_grad_(False)
+        decorated = dataclasses.replace(refined_policy, actor=actor)
+        return Refined(decorated, self.task.name, self.task.obs_size, summary), envs
+
+    def _summary(self, base: Episodes, refined: Episodes, kept_step: int) -> dict[str, Any]:
+        gain, n = paired_gain(base.success, refined.success), len(base.success)
+        hash_after = _hash(self.base)
+        if hash_after != self.hash_before:
+            raise RuntimeError("the base policy's parameters changed during refinement: it must stay frozen")
+        return {
+            "task": self.task.name,
+            "method": self.cfg.method,
+            "policy": self.cfg.policy,
+            "seed": self.cfg.seed,
+            "base_success": base.rate,
+            "base_ci95": wilson(int(base.success.sum()), n),
+            "refined_success": refined.rate,
+            "refined_ci95": wilson(int(refined.success.sum()), n),
+            "gain": gain.gain,
+            "gain_ci95": (gain.low, gain.high),
+            "fixed": gain.fixed,
+            "broken": gain.broken,
+            "test_episodes": n,
+            "base_mean_steps": float(np.mean(base.env_steps)),
+            "refined_mean_steps": float(np.mean(refined.env_steps)),
+            **self.counts(),
+            "eval_env_steps": self.eval_env_steps,
+            "wall_seconds": round(self.folder.wall_seconds, 1) if self.folder else None,
+            "bound": getattr(self.run.collector.composition, "bound", None),
+            "horizon": getattr(self.run.collector.gate, "horizon", None),
+            "kept_checkpoint_step": kept_step,
+            "base_parameters_sha256": hash_after,
+        }
+
+    def close(self) -> None:
+        self.eval_env.close()
+        self.run.collector.env.close()
+
+
+def _hash(base: BasePolicy) -> str | None:
+    return parameter_hash(base) if isinstance(base, nn.Module) else None
+
+
+def refine(
+    cfg: RefineConfig,
+    base: BasePolicy,
+    folder: RunFolder | None = None,
+    *,
+    demos: Demonstrations | None = None,
+    display: Display | None = None,
+    resume: dict[str, Any] | None = None,
+    force: bool = False,
+) -> tuple[Refined, dict[str, Recorded]]:
+    """Learn a residual on `base` and compare the two.
+
+    `resume` is a snapshot of the same run (`snapshot.read`). Returns the refined policy, whose `summary` holds the
+    outcome, and the test episodes of "base" and "refined" with their trajectories.
+
+    Raises:
+        UserError: unknown names, a base that answers wrongly or never succeeds (unless `force`), a full disk.
+    """
+    session = Refinement(cfg, base, folder, demos, display)
+    try:
+        if resume is None:
+            session.check_base(force)
+        else:
+            session.restore(resume)
+        with session.display.stage(f"refining ({cfg.method})", cfg.train.total_steps) as update:
+
+            def log(metrics: Mapping[str, Tensor]) -> None:
+                recent = session.run.monitor.recent
+                note = f"training success {sum(recent) / len(recent):.0%}" if recent else ""
+                update(min(session.run.collector.step, cfg.train.total_steps), note=note)
+                session.log(metrics)
+
+            train(cfg.train, session.run, log, session.evaluate, session.save)
+        refined, trajectories = session.compare()
+    finally:
+        session.close()
+    if folder is not None:
+        refined.save(folder.path / "refined")
+        folder.write_summary(refined.summary)
+    return refined, trajectories

@@ -1,0 +1,131 @@
+"""The result: a frozen base policy and its residual as one policy to act with, save and load."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from policy_decorator.base_policies.checkpoint import load_policy, save_policy
+from policy_decorator.base_policies.external import as_policy
+from policy_decorator.base_policies.imitate import Imitator
+from policy_decorator.decorator import DecoratedPolicy, Residual
+from policy_decorator.disk import atomic_json, disk_errors, read_json
+from policy_decorator.errors import UserError
+from policy_decorator.rl.nets import NetConfig, TanhGaussian
+from policy_decorator.types import BasePolicy
+
+FORMAT = 1
+Array = TypeVar("Array", np.ndarray, Tensor)
+
+
+@dataclasses.dataclass
+class Refined:
+    """A refined policy. `act` for use in a loop, `policy.act(window)` for batches of windows."""
+
+    policy: DecoratedPolicy
+    task: str
+    obs_size: int
+    summary: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Of the run that made it: base_success, refined_success, gain, counts."""
+
+    def __post_init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the frames of the last episode."""
+        self._window: Tensor | None = None
+
+    def act(self, obs: Array) -> Array:
+        """One observation (Do,) -> action (Da,), or rows (B, Do) -> (B, Da), each in its own episode.
+
+        Keeps the frames the base policy looks back on: call `reset` when an episode begins. Actions are clipped to
+        [-1, 1] as the environments do. Raises UserError for a wrong size or values that are not finite.
+        """
+        rows = torch.as_tensor(obs, dtype=torch.float32, device=self._device)
+        single = rows.ndim == 1
+        rows = rows[None] if single else rows  # (B, Do)
+        if rows.ndim != 2 or rows.shape[1] != self.obs_size:
+            raise UserError(f"{self.task} has observations of size {self.obs_size}, got shape {tuple(np.shape(obs))}.")
+        if not rows.isfinite().all():
+            raise UserError("The observation is not finite.")
+        if self._window is None or len(self._window) != len(rows):
+            self._window = rows[:, None].repeat(1, self.policy.context, 1)  # (B, To, Do)
+        else:
+            self._window = torch.cat([self._window[:, 1:], rows[:, None]], dim=1)
+        chunk = self.policy.act(self._window)
+        if chunk.shape[1] != 1:
+            raise UserError("The base answers with action chunks: use `policy.act(window)` and execute the chunk.")
+        action = chunk[:, 0].clamp(-1, 1)
+        action = action[0] if single else action
+        return cast(Array, action.cpu().numpy() if isinstance(obs, np.ndarray) else action)
+
+    __call__ = act
+
+    @property
+    def _actor(self) -> TanhGaussian:
+        return cast(TanhGaussian, self.policy.actor)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._actor.parameters()).device
+
+    def save(self, folder: str | Path) -> None:
+        """Write residual.safetensors, refined.json and, for a base policy of this package, `base/`."""
+        folder, residual = Path(folder), cast(Residual, self.policy.composition)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = folder / ".residual.safetensors.tmp"
+            save_file({k: v.contiguous() for k, v in self._actor.state_dict().items()}, temporary)
+            temporary.replace(folder / "residual.safetensors")
+        with_base = saveable(self.policy.base)
+        if with_base:
+            save_policy(cast(Imitator, self.policy.base), folder / "base", details={"task": self.task})
+        atomic_json(
+            folder / "refined.json",
+            {
+                "format": FORMAT,
+                "task": self.task,
+                "obs_size": self.obs_size,
+                "input_size": len(self._actor.standardize.mean),
+                "chunk": self._actor.chunk_shape,
+                "residual": residual,
+                "nets": self._actor.cfg,
+                "base": "base" if with_base else "external",
+                "summary": self.summary,
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path, policy: Any = None) -> "Refined":
+        """Read what `save` wrote, on the CPU. `policy`: the base policy, where it was not one of this package.
+
+        Raises:
+            UserError: no refined policy there, a damaged one, or a base policy that has to be given.
+        """
+        folder = Path(folder)
+        folder = folder / "refined" if (folder / "refined" / "refined.json").exists() else folder
+        card = read_json(folder / "refined.json")
+        if card.get("format") != FORMAT:
+            raise UserError(f"{folder} was written in format {card.get('format')}, this version reads {FORMAT}.")
+        if policy is None and card["base"] == "external":
+            raise UserError(f"The base policy of {folder} was yours: load it with `Refined.load(folder, policy=...)`.")
+        nets = NetConfig(**card["nets"])
+        actor = TanhGaussian(card["input_size"], tuple(card["chunk"]), nets)
+        try:
+            actor.load_state_dict(load_file(folder / "residual.safetensors"))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"{folder / 'residual.safetensors'} is damaged: {error}") from None
+        action_size = card["chunk"][1]
+        base = as_policy(policy, action_size) if policy is not None else load_policy(folder / "base")
+        decorated = DecoratedPolicy(base, actor.requires_grad_(False), Residual(**card["residual"]))
+        return cls(decorated, card["task"], card["obs_size"], card["summary"])
+
+
+def saveable(base: BasePolicy) -> bool:
+    """Whether a base policy can be written beside its residual."""
+    return hasattr(base, "cfg") and isinstance(base, torch.nn.Module)

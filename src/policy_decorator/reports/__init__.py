@@ -1,0 +1,1 @@
+"""Pictures and pages out of run folders: reads files only, needs neither a simulator nor torch."""

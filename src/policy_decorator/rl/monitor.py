@@ -1,0 +1,47 @@
+"""What training looks like from outside: recent successes and how much the residual does."""
+
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policy_decorator.types import Step, Transition
+
+SATURATED = 0.95
+"""|raw| above which a residual counts as pressed against its bound."""
+
+
+class Monitor:
+    """Success over the last 100 training episodes; size and saturation of the residuals since the last reading."""
+
+    def __init__(self) -> None:
+        self.recent: deque[bool] = deque(maxlen=100)
+        self.sums: Tensor | None = None  # residual magnitude, saturated share, active rows, rows
+
+    def observe(self, t: Transition, step: Step) -> None:
+        if step.done.any():
+            self.recent.extend(step.success[step.done].tolist())
+        size = t.raw.abs().flatten(1)  # (B, Ta * Da); zero in every entry where the base acted alone
+        active = (size > 0).any(dim=1).float()
+        parts = (size.mean(1), (size > SATURATED).float().mean(1), active, torch.ones_like(active))
+        sums = torch.stack([x.sum() for x in parts])
+        self.sums = sums if self.sums is None else self.sums + sums
+
+    def read(self) -> dict[str, float]:
+        """Metrics since the last reading; magnitudes are means over the decisions at which the residual spoke."""
+        out = {"train/success": sum(self.recent) / len(self.recent)} if self.recent else {}
+        if self.sums is not None:
+            size, saturated, active, rows = self.sums.tolist()
+            out["train/residual_share"] = active / rows
+            if active:
+                out |= {"train/residual_size": size / active, "train/saturation": saturated / active}
+        self.sums = None
+        return out
+
+    def state(self) -> dict[str, Any]:
+        return {"recent": list(self.recent), "sums": self.sums}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.recent = deque(state["recent"], maxlen=100)
+        self.sums = state["sums"]

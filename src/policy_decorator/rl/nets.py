@@ -1,0 +1,114 @@
+"""Small networks: the squashed Gaussian actor and the critics (paper App. B.3, released code)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class NetConfig:
+    """Defaults are the released code's."""
+
+    width: int = 256
+    """Units per hidden layer."""
+    depth: int = 3
+    """Hidden layers."""
+    critics: int = 2
+    """Q functions; the smallest is believed."""
+    critic_layer_norm: bool = False
+    """LayerNorm after every hidden layer of the critics (not in the paper; RLPD, DAWN)."""
+    head_gain: float = 0.01
+    """Orthogonal gain of the last layers: an untrained residual is all but zero."""
+    log_std_min: float = -20.0
+    """Smallest log standard deviation of the actor; tanh interpolates up to `log_std_max`."""
+    log_std_max: float = 2.0
+    """Largest log standard deviation of the actor."""
+
+
+def mlp(sizes: tuple[int, ...], *, layer_norm: bool, head_gain: float) -> nn.Sequential:
+    """Linear and ReLU layers with a small last one."""
+    layers: list[nn.Module] = []
+    for a, b in zip(sizes[:-2], sizes[1:-1], strict=True):
+        layers += [nn.Linear(a, b), *([nn.LayerNorm(b)] if layer_norm else []), nn.ReLU()]
+    head = nn.Linear(sizes[-2], sizes[-1])
+    nn.init.orthogonal_(head.weight, head_gain)
+    nn.init.zeros_(head.bias)
+    return nn.Sequential(*layers, head)
+
+
+class Standardize(nn.Module):
+    """(x - mean) / std with fixed statistics, clamped; the identity until statistics are set."""
+
+    mean: Tensor
+    std: Tensor
+    limit: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
+        self.register_buffer("limit", torch.full((size,), math.inf))
+
+    def set(self, mean: Tensor, std: Tensor, *, smallest_std: float = 1e-3, limit: float = 10.0) -> None:
+        """Statistics (n,) of the first n entries; what follows (a base action) passes unchanged."""
+        n = len(mean)
+        self.mean[:n], self.std[:n], self.limit[:n] = mean, std + smallest_std, limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.clamp((x - self.mean) / self.std, -self.limit, self.limit)
+
+
+class TanhGaussian(nn.Module):
+    """State-dependent Gaussian squashed to (-1, 1)."""
+
+    def __init__(self, input_size: int, chunk: tuple[int, int], cfg: NetConfig | None = None) -> None:
+        super().__init__()
+        self.cfg = cfg = cfg or NetConfig()
+        self.chunk_shape = chunk  # (Ta, Da)
+        self.standardize = Standardize(input_size)
+        hidden = (cfg.width,) * cfg.depth
+        self.net = mlp((input_size, *hidden, 2 * math.prod(chunk)), layer_norm=False, head_gain=cfg.head_gain)
+
+    def _mean_and_log_std(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        mean, x = self.net(self.standardize(seen)).chunk(2, dim=-1)  # (B, Ta * Da) each
+        low, high = self.cfg.log_std_min, self.cfg.log_std_max
+        return mean, low + 0.5 * (high - low) * (torch.tanh(x) + 1)
+
+    def forward(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, *) -> a sample (B, Ta, Da) and its log-probability (B,)."""
+        mean, log_std = self._mean_and_log_std(seen)
+        noise = torch.randn_like(mean)
+        u = mean + log_std.exp() * noise
+        gaussian = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
+        squash = 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))  # log(1 - tanh(u)^2), without overflow
+        return u.tanh().unflatten(-1, self.chunk_shape), (gaussian - squash).sum(-1)
+
+    def mode(self, seen: Tensor) -> Tensor:
+        """(B, *) -> the most likely raw action (B, Ta, Da)."""
+        return self._mean_and_log_std(seen)[0].tanh().unflatten(-1, self.chunk_shape)
+
+
+class QFunction(nn.Module):
+    """(B, Do), (B, Ta * Da) -> (B,)."""
+
+    def __init__(self, obs_size: int, action_size: int, cfg: NetConfig) -> None:
+        super().__init__()
+        self.standardize = Standardize(obs_size)
+        sizes = (obs_size + action_size, *(cfg.width,) * cfg.depth, 1)
+        self.net = mlp(sizes, layer_norm=cfg.critic_layer_norm, head_gain=cfg.head_gain)
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        return self.net(torch.cat([self.standardize(obs), action], dim=-1)).squeeze(-1)
+
+
+class Critics(nn.ModuleList):
+    """Independent Q functions: (B, Do), (B, Ta, *) -> (n_critics, B)."""
+
+    def __init__(self, obs_size: int, action_size: int, cfg: NetConfig | None = None) -> None:
+        cfg = cfg or NetConfig()
+        super().__init__(QFunction(obs_size, action_size, cfg) for _ in range(cfg.critics))
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        return torch.stack([q(obs, action.flatten(1)) for q in self])

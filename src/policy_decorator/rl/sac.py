@@ -1,0 +1,108 @@
+"""Soft Actor-Critic (arXiv:1812.05905) as three losses and one update.
+
+The losses see raw and base actions only through a `Composition`, so the same lines train a residual on a
+frozen policy and an ordinary actor.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from policy_decorator.types import Composition, Transition
+
+
+@dataclass(frozen=True)
+class SACConfig:
+    """Defaults are the paper's Table 9, and the released code's where the paper is silent."""
+
+    gamma: float = 0.97
+    """Discount per decision."""
+    tau: float = 0.01
+    """Rate at which the target critic follows the critic."""
+    lr: float = 1e-4
+    """Learning rate of actor, critic and temperature."""
+    batch_size: int = 1024
+    """Decisions per gradient step."""
+    actor_every: int = 1
+    """Critic updates per actor and temperature update."""
+    temperature: float = 1.0
+    """Initial weight of the entropy; learned from there on."""
+    target_entropy: float = -1.0
+    """Entropy aimed at, per action dimension, of the unscaled residual."""
+    max_grad_norm: float = 50.0
+    """Gradient norm at which each network is clipped."""
+
+
+@dataclass
+class SAC:
+    """Everything that learns, and nothing else."""
+
+    actor: nn.Module  # what it sees (B, *) -> raw (B, Ta, Da), log-probability (B,)
+    critic: nn.Module  # (B, Do), (B, Ta, *) -> (n_critics, B)
+    composition: Composition
+    action_size: int  # Ta * Da
+    cfg: SACConfig = field(default_factory=SACConfig)
+    updates: int = 0
+
+    def __post_init__(self) -> None:
+        self.target = deepcopy(self.critic).requires_grad_(False)
+        device = next(self.actor.parameters()).device
+        self.log_temperature = torch.tensor(self.cfg.temperature, device=device).log().requires_grad_()
+        critics = [{"params": list(q.parameters())} for q in self.critic.children()]
+        self.critic_opt = torch.optim.Adam(critics, self.cfg.lr, fused=True)
+        self.actor_opt = torch.optim.Adam(self.actor.parameters(), self.cfg.lr, fused=True)
+        self.temperature_opt = torch.optim.Adam([self.log_temperature], self.cfg.lr, fused=True)
+
+    @property
+    def temperature(self) -> Tensor:
+        return self.log_temperature.detach().exp()
+
+    def propose(self, seen: Tensor) -> Tensor:
+        """Raw actions sampled for exploration, (B, Ta, Da)."""
+        return self.actor(seen)[0]
+
+    def critic_loss(self, b: Transition) -> tuple[Tensor, Tensor]:
+        """Eq. 5-6: regress on the soft value of the next decision; also returns Q (n_critics, B)."""
+        with torch.no_grad():
+            raw, log_prob = self.actor(self.composition.actor_input(b.next_obs, b.next_base))
+            q = self.target(b.next_obs, self.composition.critic_action(b.next_base, raw))
+            value = q.min(dim=0).values - self.temperature * log_prob
+            goal = b.reward + self.cfg.gamma**b.decisions * (1 - b.terminated) * value
+        q = self.critic(b.obs, self.composition.critic_action(b.base, b.raw))
+        return ((q - goal) ** 2).mean(dim=1).sum(), q.detach()
+
+    def actor_loss(self, b: Transition) -> tuple[Tensor, Tensor]:
+        """Eq. 7; also returns the log-probabilities for the temperature."""
+        raw, log_prob = self.actor(self.composition.actor_input(b.obs, b.base))
+        q = self.critic(b.obs, self.composition.critic_action(b.base, raw)).min(dim=0).values
+        return (self.temperature * log_prob - q).mean(), log_prob.detach()
+
+    def temperature_loss(self, log_prob: Tensor) -> Tensor:
+        """Eq. 18 on log alpha, as the released code; the target entropy is minus the action size."""
+        return -(self.log_temperature * (log_prob + self.cfg.target_entropy * self.action_size)).mean()
+
+    def update(self, b: Transition) -> dict[str, Tensor]:
+        """One gradient step of each loss."""
+        critic_loss, q = self.critic_loss(b)
+        self._descend(self.critic_opt, critic_loss)
+        metrics = {"loss/critic": critic_loss, "q/mean": q.mean(), "sac/temperature": self.temperature}
+        self.updates += 1
+        if self.updates % self.cfg.actor_every == 0:
+            actor_loss, log_prob = self.actor_loss(b)
+            self._descend(self.actor_opt, actor_loss)
+            self._descend(self.temperature_opt, self.temperature_loss(log_prob))
+            metrics |= {"loss/actor": actor_loss, "sac/entropy": -log_prob.mean()}
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.target.parameters()), list(self.critic.parameters()), self.cfg.tau)
+        return {name: value.detach() for name, value in metrics.items()}
+
+    def _descend(self, opt: torch.optim.Optimizer, loss: Tensor) -> None:
+        """Gradients of this optimiser's parameters only: the actor's step costs no critic gradients."""
+        params = [p for group in opt.param_groups for p in group["params"]]
+        for p, grad in zip(params, torch.autograd.grad(loss, params), strict=True):
+            p.grad = grad
+        for group in opt.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], self.cfg.max_grad_norm)
+        opt.step()

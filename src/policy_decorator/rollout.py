@@ -1,0 +1,70 @@
+"""One decision in B environments."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from policy_decorator.types import BasePolicy, Composition, Gate, Step, Transition, VectorEnv
+
+
+@dataclass
+class Collector:
+    """Steps the environments with base policy + actor and returns what happened.
+
+    The base policy is asked once per decision: its answer for the next observation is stored in the
+    transition and then executed at the next decision. Only an episode that runs out of time asks once
+    more, because it has two next observations: the one to bootstrap from and the one to go on with.
+    """
+
+    env: VectorEnv
+    base: BasePolicy
+    composition: Composition
+    gate: Gate
+    reward_shift: float = -1.0  # reward is success - 1: -1 per failing decision, 0 at success
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.step = self.decisions = self.base_queries = self.episodes = 0
+        self.window = self.env.reset(self.seed)  # (B, To, Do)
+        self.action = self._ask(self.window)  # (B, Ta, Da)
+        self.episode_step = torch.zeros(len(self.window), dtype=torch.long, device=self.window.device)
+
+    def _ask(self, window: Tensor) -> Tensor:
+        self.base_queries += len(window)
+        return self.base.act(window)
+
+    @torch.no_grad()
+    def decide(self, propose: Callable[[Tensor], Tensor]) -> tuple[Transition, Step]:
+        """`propose` maps what the actor sees to raw actions: the actor, or noise during warm-up."""
+        obs, base = self.window[:, -1], self.action
+        open_ = self.gate(self.step, self.episode_step)[:, None, None]
+        raw = propose(self.composition.actor_input(obs, base)).view_as(base)
+        raw = torch.where(open_, raw, self.composition.idle(base))
+
+        out = self.env.step(self.composition.execute(base, raw))
+        # Behind a termination there is no value to bootstrap: the row's one question is about its new episode.
+        terminated, timed_out = out.terminated, out.done & ~out.terminated
+        next_base = self._ask(torch.where(terminated[:, None, None], out.window, out.final_window))
+        self.action = next_base
+        if timed_out.any():
+            self.action = next_base.clone()
+            self.action[timed_out] = self._ask(out.window[timed_out])
+        self.window = out.window
+        self.episode_step = torch.where(out.done, 0, self.episode_step + 1)
+        self.step += int(out.env_steps.sum())
+        self.decisions += len(base)
+        self.episodes += int(out.done.sum())
+        reward = out.success.float() + self.reward_shift
+        transition = Transition(
+            obs=obs,
+            raw=raw,
+            base=base,
+            reward=reward,
+            terminated=terminated.float(),  # a time-out is no termination: its value is bootstrapped
+            decisions=torch.ones_like(reward),
+            next_obs=out.final_window[:, -1],
+            next_base=next_base,
+        )
+        return transition, out

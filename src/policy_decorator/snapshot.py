@@ -1,0 +1,83 @@
+"""Everything an interrupted run needs to go on as if it had not been interrupted.
+
+Networks, targets, optimisers, replay, pending n-step returns, counts, random state, and the episodes in flight
+(as seed and actions, from which any deterministic simulator brings them back).
+"""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from policy_decorator.disk import disk_errors
+from policy_decorator.errors import UserError
+from policy_decorator.methods.problem import Run
+
+LEARNER = ("actor", "critic", "target", "actor_opt", "critic_opt", "temperature_opt")
+COUNTS = ("step", "decisions", "base_queries", "episodes")
+
+
+def capture(run: Run) -> dict[str, Any]:
+    """The run's state as nested dicts and lists of tensors and numbers."""
+    c, learner = run.collector, run.learner
+    return {
+        "learner": {name: getattr(learner, name).state_dict() for name in LEARNER},
+        "log_temperature": learner.log_temperature.detach(),
+        "updates": learner.updates,
+        "counts": {name: getattr(c, name) for name in COUNTS},
+        "action": c.action,
+        "window": c.window,
+        "episode_step": c.episode_step,
+        "env": c.env.state(),
+        "replay": run.replay.state(),
+        "nstep": run.nstep.state(),
+        "monitor": run.monitor.state(),
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore(run: Run, state: dict[str, Any]) -> None:
+    """Bring `run`, freshly built from the same configuration, to `state`."""
+    c, learner = run.collector, run.learner
+    for name in LEARNER:
+        getattr(learner, name).load_state_dict(state["learner"][name])
+    with torch.no_grad():
+        learner.log_temperature.copy_(state["log_temperature"])
+    learner.updates = state["updates"]
+    for name in COUNTS:
+        setattr(c, name, state["counts"][name])
+    c.action, c.window, c.episode_step = state["action"], state["window"], state["episode_step"]
+    c.env.restore(state["env"])
+    run.replay.restore(state["replay"])
+    run.nstep.restore(state["nstep"])
+    run.monitor.restore(state["monitor"])
+    torch.set_rng_state(state["rng"].cpu())
+    if state["cuda_rng"]:
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_rng"]])
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Replace the file at `path` in one move. Raises UserError when the disk is full; the old file then stays."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with disk_errors(path):
+        try:
+            try:
+                torch.save(state, temporary)
+            except RuntimeError as error:  # torch hides a full disk in a RuntimeError
+                cause = error.__context__
+                raise (cause if isinstance(cause, OSError) else error) from None
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def read(path: Path, device: torch.device) -> dict[str, Any]:
+    """Tensors and numbers only (`weights_only`). Raises UserError when there is nothing to resume from."""
+    if not path.exists():
+        raise UserError(f"There is no checkpoint {path} to resume from: the run was stopped before its first one.")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise UserError(f"The checkpoint {path} is damaged and cannot be resumed: {error}") from None

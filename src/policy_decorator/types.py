@@ -1,0 +1,92 @@
+"""The vocabulary of the package: one transition and the few small interfaces.
+
+Shapes, used in every signature and comment:
+    B   environments or batch rows        Do  observation size
+    To  frames in an observation window   Da  action size
+    Ta  actions executed per decision (an action chunk; 1 for most policies)
+"""
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Transition(NamedTuple):
+    """One decision. `raw` is what the actor proposed, `base` what the base policy said."""
+
+    obs: Tensor  # (B, Do) newest frame
+    raw: Tensor  # (B, Ta, Da) in [-1, 1]
+    base: Tensor  # (B, Ta, Da)
+    reward: Tensor  # (B,)
+    terminated: Tensor  # (B,) 1.0 where the value after this decision is zero
+    decisions: Tensor  # (B,) decisions from obs to next_obs: 1, or up to n with n-step returns
+    next_obs: Tensor  # (B, Do)
+    next_base: Tensor  # (B, Ta, Da), so that no update ever calls the base policy
+
+
+class Step(NamedTuple):
+    """What B environments answer; those that are done have already been reset."""
+
+    window: Tensor  # (B, To, Do) to decide on next
+    final_window: Tensor  # (B, To, Do) before any reset: to bootstrap from
+    success: Tensor  # (B,) bool
+    terminated: Tensor  # (B,) bool, the value is zero
+    done: Tensor  # (B,) bool, terminated or out of time
+    env_steps: Tensor  # (B,) simulator steps taken by this decision, at most Ta
+    episode: Tensor  # (B,) seed of the episode this decision belonged to
+
+
+class VectorEnv(Protocol):
+    """B environments that take one action chunk per decision and reset themselves.
+
+    Episodes are numbered: after `reset(seed)` the k-th episode to start is seeded with `seed + k`.
+    """
+
+    def reset(self, seed: int) -> Tensor: ...
+    def step(self, action: Tensor) -> Step: ...
+    def state(self) -> dict[str, Tensor]: ...
+    def restore(self, state: dict[str, Tensor]) -> None: ...
+    def close(self) -> None: ...
+
+
+class BasePolicy(Protocol):
+    """The frozen policy. It is only ever asked for actions."""
+
+    @property
+    def context(self) -> int:
+        """To: how many frames it looks at."""
+        ...
+
+    def act(self, window: Tensor) -> Tensor:
+        """(B, To, Do) -> (B, Ta, Da), executable as it is."""
+        ...
+
+
+class Actor(Protocol):
+    """What learns: samples with log-probabilities, and its most likely action."""
+
+    def __call__(self, seen: Tensor) -> tuple[Tensor, Tensor]: ...
+    def mode(self, seen: Tensor) -> Tensor: ...
+
+
+class Composition(Protocol):
+    """How the actor's raw action and the base action become one action."""
+
+    def actor_input(self, obs: Tensor, base: Tensor) -> Tensor: ...
+    def execute(self, base: Tensor, raw: Tensor) -> Tensor: ...
+    def critic_action(self, base: Tensor, raw: Tensor) -> Tensor: ...
+    def idle(self, base: Tensor) -> Tensor: ...
+
+
+class Gate(Protocol):
+    """Which environments let the actor speak at this decision."""
+
+    def __call__(self, step: int, episode_step: Tensor) -> Tensor:
+        """Environment steps so far, (B,) decisions since reset -> (B,) bool."""
+        ...
+
+
+class DataSource(Protocol):
+    """Anything one can sample training batches from."""
+
+    def sample(self, batch_size: int) -> Transition: ...

@@ -1,0 +1,183 @@
+"""Other people's policies: every way of being called, and every wrong answer."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from policy_decorator.base_policies.external import CallablePolicy, as_policy
+from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
+from policy_decorator.errors import UserError
+
+WEIGHT = np.array([[0.1, -0.2], [0.3, 0.0], [0.0, 0.25]], dtype=np.float32)  # (Do, Da)
+WINDOW = torch.rand(5, 2, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1  # (B, To, Do)
+EXPECTED = WINDOW[:, -1] @ torch.from_numpy(WEIGHT)
+
+
+def numpy_batch(obs: np.ndarray) -> np.ndarray:
+    assert isinstance(obs, np.ndarray)
+    assert obs.shape[1:] == (3,)
+    return obs.astype(np.float64) @ WEIGHT
+
+
+def numpy_row(obs: np.ndarray) -> list[float]:
+    assert isinstance(obs, np.ndarray)
+    assert obs.shape == (3,)
+    return (obs @ WEIGHT).tolist()
+
+
+def torch_batch(obs: torch.Tensor) -> torch.Tensor:
+    assert isinstance(obs, torch.Tensor)
+    assert obs.ndim == 2
+    return obs @ torch.from_numpy(WEIGHT)
+
+
+def torch_row(obs: torch.Tensor) -> torch.Tensor:
+    assert isinstance(obs, torch.Tensor)
+    assert obs.shape == (3,)
+    return obs @ torch.from_numpy(WEIGHT)
+
+
+def chunk_of_one(obs: torch.Tensor) -> torch.Tensor:
+    return (obs @ torch.from_numpy(WEIGHT)).unsqueeze(1)
+
+
+@pytest.mark.parametrize("fn", [numpy_batch, numpy_row, torch_batch, torch_row, chunk_of_one])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_every_way_of_being_called(fn: Any, rows: int) -> None:
+    policy = CallablePolicy(fn, 2)
+    answer = policy.act(WINDOW[:rows])
+    assert policy.context == policy.chunk == 1
+    assert answer.dtype == torch.float32
+    torch.testing.assert_close(answer, EXPECTED[:rows].unsqueeze(1))
+    torch.testing.assert_close(policy.act(WINDOW), EXPECTED.unsqueeze(1))  # another number of rows later
+
+
+@pytest.mark.parametrize(("fn", "batched"), [(numpy_row, True), (torch_batch, False)])
+def test_what_the_caller_says_is_believed(fn: Any, batched: bool) -> None:
+    with pytest.raises(UserError, match="cannot be asked"):
+        CallablePolicy(fn, 2, batched=batched).act(WINDOW)
+
+
+def test_a_function_of_one_row_that_seems_to_take_batches_is_called_by_row() -> None:
+    def centred(obs: np.ndarray) -> np.ndarray:
+        return obs - obs.mean()
+
+    answer = CallablePolicy(centred, 3).act(WINDOW)
+    torch.testing.assert_close(answer[:, 0], WINDOW[:, -1] - WINDOW[:, -1].mean(dim=1, keepdim=True))
+
+
+def test_a_random_batch_policy_is_called_by_batch() -> None:
+    shapes = []
+
+    def noisy(obs: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(obs.shape))
+        return torch.rand(len(obs), 2)
+
+    CallablePolicy(noisy, 2).act(WINDOW)
+    assert shapes[-1] == (5, 3)
+
+
+def test_a_network_is_asked_without_gradients_and_left_alone() -> None:
+    net = torch.nn.Linear(3, 2)
+    answer = CallablePolicy(net, 2).act(WINDOW)
+    torch.testing.assert_close(answer[:, 0], net(WINDOW[:, -1]).clamp(-1, 1).detach())
+    assert not answer.requires_grad
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert net.training
+
+
+def test_the_observations_cannot_be_changed_by_the_policy() -> None:
+    def vandal(obs: Any) -> Any:
+        obs *= 0
+        return obs[..., :2]
+
+    window = WINDOW.clone()
+    CallablePolicy(vandal, 2).act(window)
+    assert torch.equal(window, WINDOW)
+
+
+def test_actions_are_clamped_as_the_environment_would() -> None:
+    answer = CallablePolicy(lambda obs: 100 * obs[:, :2], 2).act(WINDOW)
+    torch.testing.assert_close(answer[:, 0], (100 * WINDOW[:, -1, :2]).clamp(-1, 1))
+
+
+def test_an_action_that_is_not_finite_names_its_row() -> None:
+    def broken(obs: torch.Tensor) -> torch.Tensor:
+        answer = obs[:, :2].clone()
+        answer[3:, 1] = float("nan")
+        return answer
+
+    with pytest.raises(UserError, match="row 3 of 5 is not finite"):
+        CallablePolicy(broken, 2).act(WINDOW)
+
+
+def test_the_wrong_number_of_actions_lists_what_was_tried() -> None:
+    with pytest.raises(UserError, match="cannot be asked for 4 actions") as caught:
+        CallablePolicy(torch_batch, 4).act(WINDOW)
+    assert "(2, 2) instead of (2, 1, 4) or (2, 4)" in str(caught.value)
+    assert "AssertionError" in str(caught.value)
+
+
+def test_a_policy_that_changes_its_mind_about_the_shape() -> None:
+    def fickle(obs: torch.Tensor) -> torch.Tensor:
+        return obs[:, :2] if len(obs) <= 2 else obs
+
+    with pytest.raises(UserError, match=r"shape \(5, 3\) instead of"):
+        CallablePolicy(fickle, 2).act(WINDOW)
+
+
+def test_a_single_action_may_be_a_number() -> None:
+    answer = CallablePolicy(lambda obs: float(obs[0]) / 2, 1, batched=False).act(WINDOW)
+    torch.testing.assert_close(answer[:, 0, 0], WINDOW[:, -1, 0] / 2)
+
+
+class StableBaselines:
+    """The interface of a Stable-Baselines3 model."""
+
+    def predict(
+        self,
+        observation: np.ndarray,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, None]:
+        assert isinstance(observation, np.ndarray)
+        return observation @ WEIGHT + (0 if deterministic else 1), None
+
+
+class Predictor:
+    def predict(self, obs: np.ndarray) -> np.ndarray:
+        return obs @ WEIGHT
+
+
+class Agent:
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        return numpy_row(obs)  # pyright: ignore[reportReturnType]
+
+
+@pytest.mark.parametrize(
+    "policy", [StableBaselines(), Predictor(), Agent(), numpy_batch, torch.nn.Linear(3, 2)]
+)
+def test_as_policy_takes_all_kinds(policy: Any) -> None:
+    expected = policy(WINDOW[:, -1]).clamp(-1, 1) if isinstance(policy, torch.nn.Module) else EXPECTED
+    torch.testing.assert_close(as_policy(policy, 2).act(WINDOW), expected.detach().unsqueeze(1))
+
+
+def test_as_policy_leaves_a_base_policy_as_it_is() -> None:
+    policy = MLPPolicy(MLPConfig(width=8), 3, 2)
+    assert as_policy(policy, 2) is policy
+    wrapped = CallablePolicy(numpy_batch, 2)
+    assert as_policy(wrapped, 2) is wrapped
+
+
+@pytest.mark.parametrize("policy", [None, 3, "policy.pt", StableBaselines])
+def test_as_policy_refuses_what_is_none(policy: Any) -> None:
+    with pytest.raises(UserError, match=r"is not a policy|is a class"):
+        as_policy(policy, 2)
+
+
+def test_as_policy_refuses_another_tasks_policy() -> None:
+    with pytest.raises(UserError, match="answers with 2 actions, 4 are needed"):
+        as_policy(MLPPolicy(MLPConfig(width=8), 3, 2), 4)
