@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from policy_decorator.types import Actor, BasePolicy, Composition, Gate
+from policy_decorator.types import Actor, BasePolicy, Composition
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,6 @@ class DecoratedPolicy:
     base: BasePolicy
     actor: Actor
     composition: Composition
-    gate: Gate | None = None
-    """None trusts the residual fully; a gate gives the behaviour at `step` of training."""
-    step: int = 0
 
     @property
     def context(self) -> int:
@@ -81,7 +78,4 @@ class DecoratedPolicy:
         """(B, To, Do) -> (B, Ta, Da); the residual sees the newest frame and acts by its mean."""
         base = self.base.act(window)
         raw = self.actor.mode(self.composition.actor_input(window[:, -1], base))
-        if self.gate is not None:
-            open_ = self.gate(self.step, torch.zeros(len(base), dtype=torch.long, device=base.device))
-            raw = torch.where(open_[:, None, None], raw, self.composition.idle(base))
         return self.composition.execute(base, raw)

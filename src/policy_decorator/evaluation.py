@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policy_decorator.types import BasePolicy, Step, VectorEnv
+from policy_decorator.types import BasePolicy, Composition, Gate, Step, VectorEnv
 
 # Seeds of episodes that must not meet: what is trained on, selected on, reported on and imitated.
 TRAINING, VALIDATION, TEST, DEMOS = 0, 1_000_000_000, 2_000_000_000, 3_000_000_000
@@ -57,12 +57,50 @@ def run_episodes(
     return Episodes(seed, success, steps)
 
 
+@dataclass(frozen=True)
+class Gated:
+    """A composition whose residual speaks only where a gate lets it: the behaviour at `step` of training."""
+
+    composition: Composition
+    gate: Gate
+    step: int
+
+    def actor_input(self, obs: Tensor, base: Tensor) -> Tensor:
+        return self.composition.actor_input(obs, base)
+
+    def execute(self, base: Tensor, raw: Tensor) -> Tensor:
+        open_ = self.gate(self.step, torch.zeros(len(base), dtype=torch.long, device=base.device))
+        return self.composition.execute(base, torch.where(open_[:, None, None], raw, self.idle(base)))
+
+    def critic_action(self, base: Tensor, raw: Tensor) -> Tensor:
+        return self.composition.critic_action(base, raw)
+
+    def idle(self, base: Tensor) -> Tensor:
+        return self.composition.idle(base)
+
+
 @dataclass
 class Trajectory:
     """What one episode saw and did."""
 
     obs: list[np.ndarray] = field(default_factory=list)  # (Do,) newest frame at every decision
     actions: list[np.ndarray] = field(default_factory=list)  # (Ta, Da) as sent to the environment
+
+
+@dataclass(frozen=True)
+class Played:
+    """Episodes with their trajectories."""
+
+    episodes: Episodes
+    trajectories: dict[int, Trajectory]  # by seed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Base and refined policy on the same seeds."""
+
+    base: Played
+    refined: Played
 
 
 class Recorded:

@@ -17,10 +17,11 @@ from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.envs import get_task
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError, lookup
-from policy_decorator.evaluation import EPISODES_PER_SEED, TEST, TRAINING, VALIDATION, Episodes, Recorded, run_episodes
+from policy_decorator.evaluation import EPISODES_PER_SEED, TEST, TRAINING, VALIDATION, Comparison, Episodes, Gated, Played, Recorded, run_episodes
 from policy_decorator.methods import METHODS, Problem, policy_decorator
 from policy_decorator.progress import Display, Silent
 from policy_decorator.refined import Refined
+from policy_decorator.rl.nets import TanhGaussian
 from policy_decorator.runlog import RunFolder
 from policy_decorator.statistics import paired_gain, wilson
 from policy_decorator.train import TrainConfig, train
@@ -121,8 +122,11 @@ class Refinement:
 
     # ---- evaluation -------------------------------------------------------------------------------------------
 
-    def episodes(self, policy: BasePolicy, n: int, seed: int, name: str, env: VectorEnv | None = None) -> Episodes:
-        with self.display.stage(name, n) as update:
+    def episodes(
+        self, policy: BasePolicy, n: int, seed: int, name: str, title: str = "evaluating", env: VectorEnv | None = None
+    ) -> Episodes:
+        """Run, count and log the episodes `seed`, ..., `seed + n - 1`."""
+        with self.display.stage(title, n) as update:
             result = run_episodes(env or self.eval_env, policy, n, seed, update)
         self.eval_env_steps += int(result.env_steps.sum())
         if self.folder is not None:
@@ -133,7 +137,7 @@ class Refinement:
 
     def check_base(self, force: bool) -> None:
         """Step 0 of the curve is the base itself. Raises UserError if it never succeeds, unless forced."""
-        rate = self.episodes(self.base, self.cfg.eval_episodes, VALIDATION, "base").rate
+        rate = self.episodes(self.base, self.cfg.eval_episodes, VALIDATION, "base", "evaluating the base").rate
         self._log({"eval/base": rate, "eval/full": rate, "eval/behaviour": rate})
         if rate > 0:
             return
@@ -151,7 +155,7 @@ class Refinement:
         full = self.episodes(policy, self.cfg.eval_episodes, VALIDATION, "full").rate
         behaviour = full
         if isinstance(policy, DecoratedPolicy) and self._epsilon() < 1.0:
-            gated = dataclasses.replace(policy, gate=c.gate, step=c.step)
+            gated = dataclasses.replace(policy, composition=Gated(policy.composition, c.gate, c.step))
             behaviour = self.episodes(gated, self.cfg.eval_episodes, VALIDATION, "behaviour").rate
         self._log({"eval/full": full, "eval/behaviour": behaviour})
         if full >= self.best["success"]:
@@ -192,21 +196,23 @@ class Refinement:
 
     # ---- the end ----------------------------------------------------------------------------------------------
 
-    def compare(self) -> tuple[Refined, dict[str, Recorded]]:
-        """Base and refined policy on the same test episodes, and both with their trajectories."""
+    def compare(self) -> tuple[Refined, Comparison]:
+        """Base and refined policy on the same test episodes."""
         step = self.run.collector.step
         if self.cfg.keep == "best" and self.best["actor"] is not None:
-            self.run.learner.actor.load_state_dict(self.best["actor"])
+            cast(nn.Module, self.run.learner.actor).load_state_dict(self.best["actor"])
             step = self.best["step"]
-        refined_policy = cast(DecoratedPolicy, self.run.policy)
-        envs = {name: Recorded(self.eval_env) for name in ("base", "refined")}
-        outcome: dict[str, Episodes] = {}
-        for name, policy in (("base", self.base), ("refined", refined_policy)):
-            outcome[name] = self.episodes(policy, self.cfg.test_episodes, TEST, f"final {name}", envs[name])
-        summary = self._summary(outcome["base"], outcome["refined"], step)
-        actor = copy.deepcopy(self.run.learner.actor).requires_grad_(False)
-        decorated = dataclasses.replace(refined_policy, actor=actor)
-        return Refined(decorated, self.task.name, self.task.obs_size, summary), envs
+        policy = cast(DecoratedPolicy, self.run.policy)
+        comparison = Comparison(self._play(self.base, "base"), self._play(policy, "final"))
+        summary = self._summary(comparison.base.episodes, comparison.refined.episodes, step)
+        actor = copy.deepcopy(cast(TanhGaussian, policy.actor)).requires_grad_(False)
+        refined = Refined(dataclasses.replace(policy, actor=actor), self.task.name, self.task.obs_size, summary)
+        return refined, comparison
+
+    def _play(self, policy: BasePolicy, name: str) -> Played:
+        env = Recorded(self.eval_env)
+        title = f"testing {'the base' if name == 'base' else 'the refined policy'}"
+        return Played(self.episodes(policy, self.cfg.test_episodes, TEST, name, title, env), env.trajectories)
 
     def _summary(self, base: Episodes, refined: Episodes, kept_step: int) -> dict[str, Any]:
         gain, n = paired_gain(base.success, refined.success), len(base.success)
@@ -256,11 +262,11 @@ def refine(
     display: Display | None = None,
     resume: dict[str, Any] | None = None,
     force: bool = False,
-) -> tuple[Refined, dict[str, Recorded]]:
+) -> tuple[Refined, Comparison]:
     """Learn a residual on `base` and compare the two.
 
     `resume` is a snapshot of the same run (`snapshot.read`). Returns the refined policy, whose `summary` holds the
-    outcome, and the test episodes of "base" and "refined" with their trajectories.
+    outcome, and the test episodes of both policies with their trajectories.
 
     Raises:
         UserError: unknown names, a base that answers wrongly or never succeeds (unless `force`), a full disk.
@@ -280,10 +286,10 @@ def refine(
                 session.log(metrics)
 
             train(cfg.train, session.run, log, session.evaluate, session.save)
-        refined, trajectories = session.compare()
+        refined, comparison = session.compare()
     finally:
         session.close()
     if folder is not None:
         refined.save(folder.path / "refined")
         folder.write_summary(refined.summary)
-    return refined, trajectories
+    return refined, comparison

@@ -57,14 +57,6 @@ class Collector:
         self.decisions += len(base)
         self.episodes += int(out.done.sum())
         reward = out.success.float() + self.reward_shift
-        transition = Transition(
-            obs=obs,
-            raw=raw,
-            base=base,
-            reward=reward,
-            terminated=terminated.float(),  # a time-out is no termination: its value is bootstrapped
-            decisions=torch.ones_like(reward),
-            next_obs=out.final_window[:, -1],
-            next_base=next_base,
-        )
-        return transition, out
+        ends = terminated.float()  # a time-out is no end: the value behind it is bootstrapped
+        last, ones = out.final_window[:, -1], torch.ones_like(reward)
+        return Transition(obs, raw, base, reward, ends, ones, last, next_base), out

@@ -37,10 +37,7 @@ class Step(NamedTuple):
 
 
 class VectorEnv(Protocol):
-    """B environments that take one action chunk per decision and reset themselves.
-
-    Episodes are numbered: after `reset(seed)` the k-th episode to start is seeded with `seed + k`.
-    """
+    """B environments that reset themselves; after `reset(seed)` the k-th episode to start is seeded `seed + k`."""
 
     def reset(self, seed: int) -> Tensor: ...
     def step(self, action: Tensor) -> Step: ...
@@ -53,13 +50,9 @@ class BasePolicy(Protocol):
     """The frozen policy. It is only ever asked for actions."""
 
     @property
-    def context(self) -> int:
-        """To: how many frames it looks at."""
-        ...
+    def context(self) -> int: ...  # To, how many frames it looks at
 
-    def act(self, window: Tensor) -> Tensor:
-        """(B, To, Do) -> (B, Ta, Da), executable as it is."""
-        ...
+    def act(self, window: Tensor) -> Tensor: ...  # (B, To, Do) -> (B, Ta, Da), executable as it is
 
 
 class Actor(Protocol):
@@ -81,12 +74,5 @@ class Composition(Protocol):
 class Gate(Protocol):
     """Which environments let the actor speak at this decision."""
 
-    def __call__(self, step: int, episode_step: Tensor) -> Tensor:
-        """Environment steps so far, (B,) decisions since reset -> (B,) bool."""
-        ...
-
-
-class DataSource(Protocol):
-    """Anything one can sample training batches from."""
-
-    def sample(self, batch_size: int) -> Transition: ...
+    # environment steps so far, (B,) decisions since reset -> (B,) bool
+    def __call__(self, step: int, episode_step: Tensor) -> Tensor: ...

@@ -81,7 +81,10 @@ def test_a_random_batch_policy_is_called_by_batch() -> None:
 
 def test_a_network_is_asked_without_gradients_and_left_alone() -> None:
     net = torch.nn.Linear(3, 2)
+    recorded: list[bool] = []
+    net.register_forward_hook(lambda *_: recorded.append(torch.is_grad_enabled()))
     answer = CallablePolicy(net, 2).act(WINDOW)
+    assert not any(recorded)
     torch.testing.assert_close(answer[:, 0], net(WINDOW[:, -1]).clamp(-1, 1).detach())
     assert not answer.requires_grad
     assert all(parameter.requires_grad for parameter in net.parameters())

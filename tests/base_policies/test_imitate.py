@@ -142,6 +142,22 @@ def test_the_same_seed_gives_the_same_policy_however_often_it_is_evaluated() -> 
     assert not torch.equal(first, train(seed=2, eval_every=2))
 
 
+def test_every_evaluation_meets_the_same_randomness() -> None:
+    drawn: list[float] = []
+
+    def evaluate(policy: Imitator, step: int) -> float:
+        drawn.append(torch.rand(()).item())
+        return 0.0
+
+    cfg = ImitateConfig(steps=6, eval_every=2, batch_size=4)
+    small = BeTConfig(
+        context=3, clusters=3, layers=1, heads=2, width=8, gpt_output=8
+    )  # its dropout draws too
+    imitate(BehaviorTransformer(small, 3, 2), linear_demonstrations(), cfg, evaluate=evaluate)
+    assert len(drawn) == 3
+    assert len(set(drawn)) == 1
+
+
 def test_the_random_state_of_the_caller_is_left_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

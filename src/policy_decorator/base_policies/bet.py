@@ -92,9 +92,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, dropout: float, newest_only: bool = False) -> Tensor:
         """(B, T, E) -> (B, T, E), or (B, 1, E) of the newest frame, which sees all the others."""
         joint = self.attention_in(self.attention_norm(x))  # (B, T, 3 E)
-        query, key, value = joint.unflatten(-1, (3, self.heads, -1)).permute(
-            2, 0, 3, 1, 4
-        )  # 3 x (B, H, T, E/H)
+        split = joint.unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, E/H)
+        query, key, value = split.permute(2, 0, 3, 1, 4)  # (B, H, T, E/H) each
         if newest_only:
             query, x = query[:, :, -1:], x[:, -1:]
         seen = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=not newest_only)

@@ -210,8 +210,8 @@ class _Best:
 def _evaluate(policy: Imitator, evaluate: Evaluate, step: int, seed: int, best: _Best) -> float:
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     policy.train(False)
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)  # so that how often one evaluates does not change the training
+    with torch.random.fork_rng(devices=devices):  # how often one evaluates must not change the training,
+        torch.manual_seed(seed)  # and every checkpoint meets the same randomness
         success = _finite(float(evaluate(policy, step)), "evaluation success", step)
     policy.train(True)
     if best.success is None or success >= best.success:

@@ -1,23 +1,20 @@
 """MuJoCo pictures off screen: which OpenGL backend works here, and frames of a recorded episode.
 
-gymnasium's MuJoCo viewer reads the environment variable MUJOCO_GL when the first frame is drawn, and mujoco itself only
-reads it at import for a class that the viewer does not use. So it is enough to set it before the first frame; a process
-that has already imported mujoco can still render.
+gymnasium's MuJoCo viewer reads the environment variable MUJOCO_GL when the first frame is drawn; mujoco
+itself reads it at import, but only for a class that the viewer does not use. So it is enough to set it before
+the first frame: a process that has already imported mujoco can still render.
 """
 
 import functools
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from policy_decorator.envs.task import Task
 from policy_decorator.errors import UserError
-
-if TYPE_CHECKING:
-    import mujoco
 
 Backend = Literal["egl", "osmesa", "glfw"]
 
@@ -26,7 +23,7 @@ WIDTH, HEIGHT = 320, 240  # pixels: without a GPU a frame is drawn by the proces
 _ONE_FRAME = """
 import mujoco
 model = mujoco.MjModel.from_xml_string(
-    '<mujoco><worldbody><light pos="0 0 3"/><geom type="box" size="1 1 1" rgba="1 1 1 1"/></worldbody></mujoco>')
+    '<mujoco><worldbody><light pos="0 0 3"/><geom type="box" size="1 1 1"/></worldbody></mujoco>')
 data = mujoco.MjData(model)
 mujoco.mj_forward(model, data)
 picture = mujoco.Renderer(model, 32, 32)
@@ -38,8 +35,8 @@ raise SystemExit(0 if picture.render().max() > 0 else 1)
 def renderer() -> Backend | None:
     """The MuJoCo OpenGL backend that draws a picture on this machine, or None.
 
-    A value that the user gave to MUJOCO_GL is the only one tried. Each backend is tried once per process, in a process
-    of its own, because a broken driver ends the process that loads it.
+    A value that the user gave to MUJOCO_GL is the only one tried. Each backend is tried once, in a process of
+    its own, because a broken driver ends the process that loads it.
     """
     chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
     candidates = (chosen,) if chosen else _candidates()
@@ -70,11 +67,12 @@ def how_to_render() -> str:
     )
 
 
-def render_rollout(task: Task, actions: np.ndarray, seed: int, max_frames: int = 100) -> list[np.ndarray]:
-    """Plays `actions` (L, Da) again from `reset(seed)` and returns at most `max_frames` pictures (H, W, 3) uint8.
+def render_rollout(task: Task, actions: np.ndarray, seed: int, max_frames: int = 60) -> list[np.ndarray]:
+    """Plays `actions` (L, Da) again from `reset(seed)`; at most `max_frames` pictures (H, W, 3) uint8 of it.
 
-    The pictures are spread evenly over the L + 1 moments of the episode and include the first and the last, so they
-    play at the speed of life at `task.control_hz * (len(frames) - 1) / L` frames a second.
+    The pictures are spread evenly over the L + 1 moments of the episode and include the first and the last:
+    `task.control_hz * (len(frames) - 1) / L` frames a second is real time. A picture took 0.02 to 0.1 s on
+    two processor cores without a GPU.
 
     Raises:
         UserError: the actions have the wrong shape, or nothing can be rendered here.
@@ -99,8 +97,8 @@ def render_rollout(task: Task, actions: np.ndarray, seed: int, max_frames: int =
     return frames
 
 
-def draw_fast(model: "mujoco.MjModel") -> None:
-    """Turns shadows, mirrors and anti-aliasing off: about ten times faster without a GPU, the physics is untouched."""
+def draw_fast(model: Any) -> None:
+    """No shadows, mirrors or anti-aliasing in a mujoco.MjModel: far faster without a GPU, same physics."""
     model.vis.quality.shadowsize = 0
     model.vis.quality.offsamples = 0
     model.mat_reflectance[:] = 0.0

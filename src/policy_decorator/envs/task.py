@@ -37,5 +37,7 @@ class Task:
     """A scripted expert, (Do,) -> (Da,); a new one for every episode."""
     make_native: Callable[..., VectorEnv] | None = None
     """Set where the simulator itself is vectorised: (n, max_steps, device) -> environments."""
+    renders: bool = True
+    """Whether `make_env("rgb_array")` draws."""
     points: dict[str, tuple[int, int, int]] | None = None
     """Where named points (gripper, object, goal) stand in the observation: drawn where nothing can be rendered."""

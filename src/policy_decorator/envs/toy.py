@@ -109,6 +109,7 @@ def _task(name: str, *, native: bool) -> Task:
         make_env=lambda render_mode: ReachEnv(),
         make_expert=lambda: _expert,
         make_native=Reach if native else None,
+        renders=False,
     )
 
 

@@ -57,6 +57,6 @@ def _networks(cfg: Config, p: Problem) -> tuple[TanhGaussian, Critics]:
     scored = p.action_size * (2 if cfg.critic_sees == "concat" else 1)
     actor, critics = TanhGaussian(seen, p.chunk, cfg.nets), Critics(p.obs_size, scored, cfg.nets)
     if cfg.standardize_obs and p.obs_statistics is not None:
-        for net in (actor, *critics):
+        for net in (actor, critics):
             net.standardize.set(*p.obs_statistics)
     return actor.to(p.device), critics.to(p.device)

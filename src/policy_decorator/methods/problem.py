@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from policy_decorator.rl.monitor import Monitor
-from policy_decorator.rl.replay import NStep, Replay
+from policy_decorator.rl.replay import DataSource, NStep, Replay
 from policy_decorator.rl.sac import SAC
 from policy_decorator.rollout import Collector
-from policy_decorator.types import BasePolicy, DataSource, VectorEnv
+from policy_decorator.types import BasePolicy, VectorEnv
 
 
 @dataclass(frozen=True)

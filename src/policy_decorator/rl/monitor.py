@@ -35,7 +35,7 @@ class Monitor:
             size, saturated, active, rows = self.sums.tolist()
             out["train/residual_share"] = active / rows
             if active:
-                out |= {"train/residual_size": size / active, "train/saturation": saturated / active}
+                out |= {"train/residual_norm": size / active, "train/saturation": saturated / active}
         self.sums = None
         return out
 

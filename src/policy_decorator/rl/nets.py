@@ -18,7 +18,7 @@ class NetConfig:
     critics: int = 2
     """Q functions; the smallest is believed."""
     critic_layer_norm: bool = False
-    """LayerNorm after every hidden layer of the critics (not in the paper; RLPD, DAWN)."""
+    """LayerNorm, without scale and shift, in every hidden layer of the critics (not in the paper; RLPD, DAWN)."""
     head_gain: float = 0.01
     """Orthogonal gain of the last layers: an untrained residual is all but zero."""
     log_std_min: float = -20.0
@@ -90,25 +90,28 @@ class TanhGaussian(nn.Module):
         return self._mean_and_log_std(seen)[0].tanh().unflatten(-1, self.chunk_shape)
 
 
-class QFunction(nn.Module):
-    """(B, Do), (B, Ta * Da) -> (B,)."""
+class Critics(nn.Module):
+    """n independent Q functions evaluated as one: (B, Do), (B, Ta, *) -> (n, B).
 
-    def __init__(self, obs_size: int, action_size: int, cfg: NetConfig) -> None:
-        super().__init__()
-        self.standardize = Standardize(obs_size)
-        sizes = (obs_size + action_size, *(cfg.width,) * cfg.depth, 1)
-        self.net = mlp(sizes, layer_norm=cfg.critic_layer_norm, head_gain=cfg.head_gain)
-
-    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        return self.net(torch.cat([self.standardize(obs), action], dim=-1)).squeeze(-1)
-
-
-class Critics(nn.ModuleList):
-    """Independent Q functions: (B, Do), (B, Ta, *) -> (n_critics, B)."""
+    Their weights lie side by side, (n, in, out), so that a layer of all of them is one batched product.
+    """
 
     def __init__(self, obs_size: int, action_size: int, cfg: NetConfig | None = None) -> None:
-        cfg = cfg or NetConfig()
-        super().__init__(QFunction(obs_size, action_size, cfg) for _ in range(cfg.critics))
+        super().__init__()
+        self.cfg = cfg = cfg or NetConfig()
+        self.standardize = Standardize(obs_size)
+        sizes = (obs_size + action_size, *(cfg.width,) * cfg.depth, 1)
+        nets = [mlp(sizes, layer_norm=False, head_gain=cfg.head_gain) for _ in range(cfg.critics)]
+        layers = list(zip(*([m for m in net if isinstance(m, nn.Linear)] for net in nets), strict=True))
+        self.weights = nn.ParameterList(torch.stack([m.weight.detach().T for m in layer]) for layer in layers)
+        self.biases = nn.ParameterList(torch.stack([m.bias.detach()[None] for m in layer]) for layer in layers)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        return torch.stack([q(obs, action.flatten(1)) for q in self])
+        x = torch.cat([self.standardize(obs), action.flatten(1)], dim=-1)
+        x = x.expand(self.cfg.critics, *x.shape)  # (n, B, Do + Ta * Da)
+        for i in range(self.cfg.depth):
+            x = torch.baddbmm(self.biases[i], x, self.weights[i])  # (n, B, width)
+            if self.cfg.critic_layer_norm:
+                x = nn.functional.layer_norm(x, x.shape[-1:])
+            x = x.relu()
+        return torch.baddbmm(self.biases[-1], x, self.weights[-1]).squeeze(-1)

@@ -1,11 +1,17 @@
 """Where batches come from: a ring of transitions, and n-step returns in front of it."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from policy_decorator.types import Transition
+
+
+class DataSource(Protocol):
+    """Anything one can sample training batches from."""
+
+    def sample(self, batch_size: int) -> Transition: ...
 
 
 class Replay:

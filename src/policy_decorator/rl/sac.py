@@ -32,7 +32,7 @@ class SACConfig:
     target_entropy: float = -1.0
     """Entropy aimed at, per action dimension, of the unscaled residual."""
     max_grad_norm: float = 50.0
-    """Gradient norm at which each network is clipped."""
+    """Gradient norm at which actor and critics are clipped."""
 
 
 @dataclass
@@ -50,8 +50,7 @@ class SAC:
         self.target = deepcopy(self.critic).requires_grad_(False)
         device = next(self.actor.parameters()).device
         self.log_temperature = torch.tensor(self.cfg.temperature, device=device).log().requires_grad_()
-        critics = [{"params": list(q.parameters())} for q in self.critic.children()]
-        self.critic_opt = torch.optim.Adam(critics, self.cfg.lr, fused=True)
+        self.critic_opt = torch.optim.Adam(self.critic.parameters(), self.cfg.lr, fused=True)
         self.actor_opt = torch.optim.Adam(self.actor.parameters(), self.cfg.lr, fused=True)
         self.temperature_opt = torch.optim.Adam([self.log_temperature], self.cfg.lr, fused=True)
 
@@ -100,9 +99,8 @@ class SAC:
 
     def _descend(self, opt: torch.optim.Optimizer, loss: Tensor) -> None:
         """Gradients of this optimiser's parameters only: the actor's step costs no critic gradients."""
-        params = [p for group in opt.param_groups for p in group["params"]]
+        params = opt.param_groups[0]["params"]
         for p, grad in zip(params, torch.autograd.grad(loss, params), strict=True):
             p.grad = grad
-        for group in opt.param_groups:
-            nn.utils.clip_grad_norm_(group["params"], self.cfg.max_grad_norm)
+        nn.utils.clip_grad_norm_(params, self.cfg.max_grad_norm)
         opt.step()

@@ -1,0 +1,140 @@
+"""The Python interface: `decorate` a policy, or put `@policy_decorator(...)` on a function."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from policy_decorator import snapshot
+from policy_decorator.base_policies.checkpoint import load_policy, save_policy
+from policy_decorator.base_policies.external import as_policy
+from policy_decorator.demos.dataset import Demonstrations, check
+from policy_decorator.disk import to_json
+from policy_decorator.envs import get_task
+from policy_decorator.errors import UserError
+from policy_decorator.experiments.presets import settings
+from policy_decorator.progress import Bars, Display, Silent
+from policy_decorator.refine import RefineConfig, refine
+from policy_decorator.refined import Refined, saveable
+from policy_decorator.reports.html import write_report
+from policy_decorator.runlog import RunFolder
+from policy_decorator.showcase import film
+from policy_decorator.types import BasePolicy
+
+
+def decorate(
+    policy: Any,
+    task: str,
+    *,
+    bound: float | None = None,
+    horizon: int | None = None,
+    total_steps: int | None = None,
+    preset: str = "quick",
+    seed: int = 0,
+    demos: Demonstrations | str | Path | None = None,
+    out: str | Path | None = None,
+    progress: bool = False,
+    **run_options: Any,
+) -> Refined:
+    """Refine `policy` on `task` by reinforcement learning from its sparse success signal.
+
+    Args:
+        policy: the folder of a saved policy; anything callable, (B, Do) -> (B, Da) or (Do,) -> (Da,), numpy or torch;
+            an object with `predict`; or a `BasePolicy`. It is only ever asked for actions.
+        task: a name from `pidec list tasks`.
+        bound: alpha, the largest correction in every action dimension, of actions in [-1, 1] (paper Sec. 4.2).
+        horizon: H, environment steps over which the residual is introduced (Fig. 4); 0: at once.
+        total_steps: environment steps in all.
+        preset: "quick" or "paper" (`pidec list presets`): everything that is not given.
+        demos: demonstrations of the task, whose statistics standardise what the residual sees.
+        out: a new run folder for metrics, checkpoints and the report; None leaves nothing on disk.
+        progress: show bars with an ETA on stderr.
+        run_options: `overwrite`, `resume`, `force` and `config`, see `run`.
+
+    Raises:
+        UserError: unknown names, wrong sizes, values that are not finite, a base that never succeeds, a full disk.
+    """
+    config = settings(preset, task, bound=bound, horizon=horizon, total_steps=total_steps)
+    config = dataclasses.replace(config, seed=seed)
+    return run(config, policy, demos=demos, out=out, display=Bars() if progress else None, **run_options)
+
+
+def policy_decorator(task: str, **options: Any) -> Callable[[Any], Refined]:
+    """`decorate` as a decorator: the function is refined when it is defined, and its name then is the refined policy.
+
+        @policy_decorator("metaworld/peg-insert-side", bound=0.6, total_steps=40_000)
+        def act(obs): ...
+    """
+    return lambda policy: decorate(policy, task, **options)
+
+
+def run(
+    config: RefineConfig,
+    policy: Any,
+    *,
+    demos: Demonstrations | str | Path | None = None,
+    out: str | Path | None = None,
+    display: Display | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    force: bool = False,
+) -> Refined:
+    """`decorate` with every setting given.
+
+    Args:
+        overwrite: move a run that `out` already holds aside and start anew.
+        resume: go on with the run in `out` from its last checkpoint, as if it had not been interrupted.
+        force: refine even a base that never succeeds.
+
+    Raises:
+        UserError: as `decorate`; a run to resume that was started with other settings.
+    """
+    task, display = get_task(config.task), display or Silent()
+    base = load(policy, task.action_size)
+    if isinstance(demos, str | Path):
+        demos = Demonstrations.load(demos)
+    if demos is not None:
+        check(demos, task)
+    if not resume:
+        folder = None if out is None else RunFolder.create(out, config, overwrite=overwrite)
+        state = None
+        if folder is not None and saveable(base):
+            save_policy(base, folder.path / "base", details={"task": config.task})  # pyright: ignore[reportArgumentType]
+    else:
+        folder, state = _resume(config, out)
+    with _closing(folder):
+        refined, comparison = refine(
+            config, base, folder, demos=demos, display=display, resume=state, force=force
+        )
+        if folder is not None:
+            film(task, folder.path, comparison, display)
+            write_report(folder.path)
+    return refined
+
+
+def load(policy: Any, action_size: int) -> BasePolicy:
+    """A folder, a callable or a policy as a `BasePolicy`. Raises UserError when it is none of these."""
+    if isinstance(policy, str | Path):
+        folder = Path(policy)
+        if (folder / "refined.json").exists() or (folder / "refined" / "refined.json").exists():
+            return Refined.load(folder).policy  # decorators stack
+        return load_policy(folder)
+    return policy.policy if isinstance(policy, Refined) else as_policy(policy, action_size)
+
+
+def _resume(config: RefineConfig, out: str | Path | None) -> tuple[RunFolder, dict[str, Any]]:
+    if out is None:
+        raise UserError("Resuming needs the run folder: give --out (out=...).")
+    before, now = RunFolder.open(out).config(), to_json(config)
+    before["train"]["total_steps"] = now["train"]["total_steps"]  # a longer budget is no other run
+    different = sorted(key for key in now if now[key] != before.get(key))
+    if different:
+        raise UserError(f"{out} was started with other settings of {', '.join(different)}: resume with its own.")
+    state = snapshot.read(Path(out) / "checkpoints" / "last.pt", _device(config))
+    return RunFolder.resume(out, state["counts"]["step"]), state
+
+
+def _device(config: RefineConfig) -> Any:
+    import torch
+
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)

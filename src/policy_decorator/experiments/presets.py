@@ -1,0 +1,94 @@
+"""Named settings: `paper` as published, `quick` for a laptop; and the paper's bound and horizon per task (Table 8)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from policy_decorator.errors import lookup
+from policy_decorator.methods.policy_decorator import Config
+from policy_decorator.refine import RefineConfig
+from policy_decorator.rl.nets import NetConfig
+from policy_decorator.rl.sac import SACConfig
+from policy_decorator.train import TrainConfig
+
+TABLE_8: Mapping[tuple[str, str], tuple[float, int]] = {
+    ("maniskill/stack-cube", "bet"): (0.03, 1_000_000),
+    ("maniskill/peg-insertion-side", "bet"): (0.3, 8_000_000),
+    ("maniskill/turn-faucet", "bet"): (0.2, 500_000),
+    ("maniskill/push-chair", "bet"): (0.2, 4_000_000),
+    ("adroit/door", "bet"): (0.3, 100_000),
+    ("adroit/pen", "bet"): (0.3, 100_000),
+    ("adroit/hammer", "bet"): (0.3, 100_000),
+    ("adroit/relocate", "bet"): (0.2, 100_000),
+    ("maniskill/peg-insertion-side", "diffusion"): (0.1, 30_000),
+    ("maniskill/turn-faucet", "diffusion"): (0.1, 100_000),
+    ("maniskill/push-chair", "diffusion"): (0.2, 300_000),
+    ("adroit/pen", "diffusion"): (0.2, 100_000),
+    ("adroit/hammer", "diffusion"): (0.1, 100_000),
+    ("adroit/relocate", "diffusion"): (0.1, 300_000),
+}
+"""(task, base policy) -> (alpha, H), state observations."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    name: str
+    summary: str
+    make: Callable[[str, str], RefineConfig]
+    """(task, kind of base policy) -> settings."""
+
+
+def _paper(task: str, kind: str) -> RefineConfig:
+    bound, horizon = TABLE_8.get((task, kind), (Config.bound, Config.horizon))
+    return RefineConfig(task=task, learn=Config(bound=bound, horizon=horizon))
+
+
+def _quick(task: str, kind: str) -> RefineConfig:
+    return RefineConfig(
+        task=task,
+        envs=8,
+        learn=Config(
+            bound=0.6,
+            horizon=10_000,
+            base_only_warmup=True,
+            standardize_obs=True,
+            n_step=3,
+            nets=NetConfig(depth=2, critic_layer_norm=True, log_std_min=-5.0),
+            sac=SACConfig(gamma=0.99, lr=3e-4, batch_size=256, actor_every=2, temperature=0.02),
+        ),
+        train=TrainConfig(
+            total_steps=60_000, warmup_steps=5_000, log_every=1_000, eval_every=10_000, save_every=20_000
+        ),
+    )
+
+
+PRESETS: Mapping[str, Preset] = {
+    p.name: p
+    for p in (
+        Preset("quick", "a laptop's budget: small batches, n-step returns, low temperature, LayerNorm", _quick),
+        Preset("paper", "Table 8, Table 9 and the released code: millions of steps", _paper),
+    )
+}
+
+
+def settings(
+    preset: str,
+    task: str,
+    *,
+    kind: str = "",
+    bound: float | None = None,
+    horizon: int | None = None,
+    total_steps: int | None = None,
+) -> RefineConfig:
+    """A preset's settings for `task` and a base policy of `kind` ("bet", ...), with what is given put in its place.
+
+    Raises:
+        UserError: an unknown preset.
+    """
+    cfg = lookup("preset", preset, PRESETS).make(task, kind)
+    learn = replace(
+        cfg.learn,
+        bound=cfg.learn.bound if bound is None else bound,
+        horizon=cfg.learn.horizon if horizon is None else horizon,
+    )
+    steps = cfg.train.total_steps if total_steps is None else total_steps
+    return replace(cfg, learn=learn, train=replace(cfg.train, total_steps=steps))

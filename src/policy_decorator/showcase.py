@@ -1,0 +1,76 @@
+"""One test episode of base and refined policy from the same start, filmed or, without a renderer, drawn."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from policy_decorator.envs.rendering import how_to_render, render_rollout, renderer
+from policy_decorator.envs.task import Task
+from policy_decorator.evaluation import Comparison, Trajectory
+from policy_decorator.progress import Display
+from policy_decorator.reports.video import draw_paths, poster, write_side_by_side
+
+NAMES = ("base", "refined")
+MAX_FRAMES = 60
+SLOWDOWN = 4
+"""Films run at a quarter of life's speed: the interesting part of an episode often lasts half a second."""
+
+
+def film(task: Task, folder: Path, comparison: Comparison, display: Display) -> Path | None:
+    """Write `videos/side_by_side.mp4` and a poster of it, or `videos/paths.png` where nothing can be rendered.
+
+    Returns what was written, None for a task without anything to look at. Never fails for lack of a screen.
+    """
+    index = pick(comparison)
+    pair = [(played, played.episodes) for played in (comparison.base, comparison.refined)]
+    seed = comparison.base.episodes.seed + index
+    actions = [_actions(p.trajectories[seed], int(e.env_steps[index])) for p, e in pair]
+    labels = [f"{name}: {'success' if e.success[index] else 'failure'}" for name, (_, e) in zip(NAMES, pair, strict=True)]
+    videos = folder / "videos"
+    videos.mkdir(exist_ok=True)
+    if task.renders and renderer() is not None:
+        return _render(task, seed, actions, labels, videos, display)
+    if task.renders:
+        display.say(how_to_render())
+    if task.points is None:
+        return None
+    paths = [_paths(p.trajectories[seed], task.points) for p, _ in pair]
+    draw_paths(paths[0], paths[1], videos / "paths.png", f"{task.name}, test episode {index}", labels)
+    return videos / "paths.png"
+
+
+def pick(comparison: Comparison) -> int:
+    """The test episode to show: one that the refinement fixed, else one that it broke, else the first."""
+    base, refined = comparison.base.episodes.success, comparison.refined.episodes.success
+    for wanted in (refined & ~base, base & ~refined):
+        if wanted.any():
+            return int(np.flatnonzero(wanted)[0])
+    return 0
+
+
+def _render(
+    task: Task, seed: int, actions: list[np.ndarray], labels: list[str], videos: Path, display: Display
+) -> Path:
+    longest = max(len(a) for a in actions)
+    frames: list[list[np.ndarray]] = []
+    with display.stage("rendering", len(actions)) as update:
+        for done, sequence in enumerate(actions, start=1):
+            share = max(2, round(MAX_FRAMES * len(sequence) / longest))  # both films skip the same time per picture
+            frames.append(render_rollout(task, sequence, seed, max_frames=share))
+            update(done)
+    fps = max(1.0, task.control_hz / SLOWDOWN * max(map(len, frames)) / longest)
+    path = videos / "side_by_side.mp4"
+    write_side_by_side(frames[0], frames[1], path, fps, labels)
+    poster(frames[0], frames[1], videos / "poster.png", labels)
+    return path
+
+
+def _actions(trajectory: Trajectory, steps: int) -> np.ndarray:
+    """What the simulator executed, (L, Da): the chunks one after the other, clipped, the last one cut short."""
+    return np.clip(np.concatenate(trajectory.actions)[:steps], -1, 1)
+
+
+def _paths(trajectory: Trajectory, points: Mapping[str, tuple[int, int, int]]) -> dict[str, np.ndarray]:
+    obs = np.stack(trajectory.obs)  # (L, Do)
+    return {name: obs[:, list(xyz)] for name, xyz in points.items()}
