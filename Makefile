@@ -27,7 +27,7 @@ venv: ## build an empty .venv, to install a torch of your own into before `make 
 	@if $(BIN)/python -m pip --version >/dev/null 2>&1; then exit 0; fi; \
 	py="$(PYTHON)"; \
 	for candidate in python3.11 python3.12 python3; do \
-		if [ -z "$$py" ] && command -v $$candidate >/dev/null 2>&1; then py=$$candidate; fi; \
+		if [ -z "$$py" ] && $$candidate -c "" >/dev/null 2>&1; then py=$$candidate; fi; \
 	done; \
 	if [ -z "$$py" ] || ! command -v "$$py" >/dev/null 2>&1; then \
 		echo "make: no Python found. Install Python 3.11, or name one: make setup PYTHON=/path/to/python3.11" >&2; exit 1; \

@@ -175,9 +175,7 @@ def test_resume_drops_what_was_logged_after_the_checkpoint(tmp_path: Path) -> No
 
 def test_episodes_keep_every_outcome(tmp_path: Path) -> None:
     run = small_run(tmp_path / "run")
-    run.log_evaluation(
-        "base", 0, np.arange(3), np.array([True, False, True]), torch.tensor([7, 50, 8]).tolist()
-    )
+    run.log_evaluation("base", 0, np.arange(3), np.array([True, False, True]), torch.tensor([7, 50, 8]).tolist())
     run.log_evaluation("final", 900, [0], [True], [4])
     kept = {
         "name": "base",
@@ -221,9 +219,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
-@pytest.mark.parametrize(
-    "write", [lambda r: r.log({}, counts(1)), lambda r: r.log_evaluation("base", 0, [], [], [])]
-)
+@pytest.mark.parametrize("write", [lambda r: r.log({}, counts(1)), lambda r: r.log_evaluation("base", 0, [], [], [])])
 def test_a_line_on_a_full_disk_is_a_user_error(tmp_path: Path, write: Callable[[RunFolder], None]) -> None:
     run = small_run(tmp_path / "run")
     for name in ("metrics.jsonl", "episodes.jsonl"):
@@ -282,7 +278,5 @@ def test_reading_a_run_does_not_need_torch() -> None:
         "import policy_decorator.reports.html, policy_decorator.statistics, policy_decorator.runlog\n"
         "print('torch' in set(sys.modules) - before)"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert found.stdout.strip() == "False"

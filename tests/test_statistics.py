@@ -95,9 +95,7 @@ def test_paired_gain_interval_covers_the_true_gain() -> None:
 
 def test_mean_interval_uses_student_t() -> None:
     found = mean_interval([1.0, 2.0, 3.0])  # t(0.975, 2) = 4.302653, standard error 1/sqrt(3)
-    assert found == pytest.approx(
-        (2.0, 2.0 - 4.302653 / math.sqrt(3), 2.0 + 4.302653 / math.sqrt(3)), abs=1e-5
-    )
+    assert found == pytest.approx((2.0, 2.0 - 4.302653 / math.sqrt(3), 2.0 + 4.302653 / math.sqrt(3)), abs=1e-5)
     assert mean_interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
 
 

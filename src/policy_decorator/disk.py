@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from policy_decorator.errors import UserError
 
@@ -41,6 +42,56 @@ def to_json(value: Any) -> Any:
     if callable(tolist):
         return to_json(tolist())
     raise TypeError(f"cannot write a {type(value).__name__} to JSON: {value!r}")
+
+
+def from_json(kind: Any, value: Any, where: str = "the file") -> Any:
+    """The inverse of `to_json` for a type: a dataclass of dataclasses, tuples, paths, literals and plain values.
+
+    Fields that are not there take their defaults. Raises UserError, naming the field, for what does not fit; TypeError
+    for a type that this cannot read.
+    """
+    origin, inside = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _dataclass_from_json(kind, value, where)
+    if origin in (Union, UnionType):
+        return _first_fitting(inside, value, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = inside[:1] * len(value) if inside[1:] == (...,) else inside
+        if len(kinds) == len(value):
+            return tuple(from_json(*pair, where) for pair in zip(kinds, value, strict=True))
+    elif origin is Literal:
+        if value in inside:
+            return value
+    elif kind is Path and isinstance(value, str):
+        return Path(value)
+    elif kind in (bool, int, float, str, Path, NoneType):
+        accepted = (int, float) if kind is float else kind
+        if isinstance(value, accepted) and isinstance(value, bool) == (kind is bool):
+            return value
+    elif origin is not tuple:
+        raise TypeError(f"cannot read a {kind} from JSON")
+    raise UserError(f"{where} is {value!r}, which is no {getattr(kind, '__name__', kind)}.")
+
+
+def _dataclass_from_json(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{where} is {value!r}, not the settings of a {kind.__name__}.")
+    hints, fields = get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
+    if strange := sorted(set(value) - set(fields)):
+        raise UserError(f"{where} holds {', '.join(strange)}, which this version does not know.")
+    given = {name: from_json(hints[name], value[name], f"{where}: {name}") for name in fields if name in value}
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise UserError(f"{where} does not describe a {kind.__name__}: {error}.") from None
+
+
+def _first_fitting(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    for kind in kinds:
+        with suppress(UserError):
+            return from_json(kind, value, where)
+    names = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+    raise UserError(f"{where} is {value!r}, which is no {names}.")
 
 
 @contextmanager
@@ -105,9 +156,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The complete lines of a JSON-lines file, none if there is no file. Raises UserError when damaged."""
     if not path.exists():
         return []
-    complete, _, _ = path.read_bytes().rpartition(
-        b"\n"
-    )  # what follows is still being written, or was cut short
+    complete, _, _ = path.read_bytes().rpartition(b"\n")  # what follows is still being written, or was cut short
     lines = [line for line in complete.split(b"\n") if line.strip()]
     try:
         return [json.loads(line) for line in lines]
@@ -122,6 +171,4 @@ def free_disk_check(path: Path, bytes_needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < bytes_needed:
         need = f"{bytes_needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
-        raise UserError(
-            f"Not enough space on the disk of {path}: {need}. Free some space or choose another --out."
-        )
+        raise UserError(f"Not enough space on the disk of {path}: {need}. Free some space or choose another --out.")

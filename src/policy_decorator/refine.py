@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -21,6 +22,7 @@ from policy_decorator.evaluation import EPISODES_PER_SEED, TEST, TRAINING, VALID
 from policy_decorator.methods import METHODS, Problem, policy_decorator
 from policy_decorator.progress import Display, Silent
 from policy_decorator.refined import Refined
+from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.nets import TanhGaussian
 from policy_decorator.runlog import RunFolder
 from policy_decorator.statistics import paired_gain, wilson
@@ -44,8 +46,9 @@ class RefineConfig:
     """The budget and its rhythm."""
     envs: int = 16
     """Environments stepped together (16 in the released code)."""
-    workers: bool = False
-    """One process per environment; worth it for slow simulators on many cores."""
+    workers: int | None = None
+    """Processes among which the simulators are shared out; 0: none but this one; None: one per core. The results are
+    the same."""
     eval_episodes: int = 50
     """Episodes per evaluation during training (paper Sec. 5.3)."""
     test_episodes: int = 100
@@ -87,16 +90,19 @@ class Refinement:
         self.eval_env_steps = 0
 
     def _vector(self, n: int) -> VectorEnv:
-        c = self.cfg
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = (cores if cores > 1 else 0) if self.cfg.workers is None else self.cfg.workers
         return make_vector(
-            self.task, n, context=self.base.context, chunk=self.chunk, workers=c.workers, device=self.device
+            self.task, n, context=self.base.context, chunk=self.chunk, workers=workers, device=self.device
         )
 
     def _problem(self, demos: Demonstrations | None) -> Problem:
-        statistics = None
+        statistics = demonstrated = None
         if demos is not None:
             obs = torch.from_numpy(demos.observations)
             statistics = (obs.mean(0), obs.std(0))
+            if self.cfg.learn.demo_share > 0:
+                demonstrated = demonstrate(demos, self.base, self.device)
         return Problem(
             env=self._vector(self.cfg.envs),
             base=self.base,
@@ -107,6 +113,7 @@ class Refinement:
             seed=TRAINING + self.cfg.seed * EPISODES_PER_SEED,
             device=self.device,
             obs_statistics=statistics,
+            demonstrated=demonstrated,
         )
 
     def _check_answer(self) -> None:
@@ -247,6 +254,31 @@ class Refinement:
     def close(self) -> None:
         self.eval_env.close()
         self.run.collector.env.close()
+
+
+def demonstrate(demos: Demonstrations, base: BasePolicy, device: torch.device) -> Demonstrated:
+    """The demonstrations, each up to its first success, with what the base would have done in them.
+
+    Raises:
+        UserError: the base answers with action chunks.
+    """
+    obs, actions, bases, success, lengths = [], [], [], [], []
+    for (o, a), start in zip(demos.split(), demos.starts, strict=True):
+        reached = np.flatnonzero(demos.success[start : start + len(o)])
+        n = int(reached[0]) + 1 if len(reached) else len(o)
+        frames = torch.from_numpy(o[:n]).to(device)  # (n, Do)
+        rows = torch.arange(n)[:, None] + torch.arange(1 - base.context, 1)  # (n, To)
+        with torch.random.fork_rng(), torch.no_grad():
+            answer = base.act(frames[rows.clamp(min=0)])  # (n, Ta, Da)
+        if answer.shape[1] != 1:
+            raise UserError("demo_share needs a base policy that answers with single actions, not with chunks.")
+        obs.append(frames)
+        actions.append(torch.from_numpy(a[:n]).to(device)[:, None])
+        bases.append(answer)
+        success.append(torch.from_numpy(demos.success[start : start + n]).to(device))
+        lengths.append(n)
+    columns = (torch.cat(x) for x in (obs, actions, bases, success))
+    return Demonstrated(*columns, torch.tensor(lengths, device=device))
 
 
 def _hash(base: BasePolicy) -> str | None:

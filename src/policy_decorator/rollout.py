@@ -31,6 +31,7 @@ class Collector:
         self.action = self._ask(self.window)  # (B, Ta, Da)
         self.episode_step = torch.zeros(len(self.window), dtype=torch.long, device=self.window.device)
 
+    @torch.no_grad()
     def _ask(self, window: Tensor) -> Tensor:
         self.base_queries += len(window)
         return self.base.act(window)

@@ -62,21 +62,15 @@ def _numbers(where: str, entry: dict[str, Any], name: str, rank: int, rows: int 
     if isinstance(array, np.ndarray) and array.dtype.kind in "fiu" and array.ndim == rank:
         if rows is None or len(array) == rows:
             return array
-        raise UserError(
-            f"{name} of {where} has {len(array)} rows for {rows} actions. Download the file again."
-        )
+        raise UserError(f"{name} of {where} has {len(array)} rows for {rows} actions. Download the file again.")
     found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-    raise UserError(
-        f"{name} of {where} is {found}, not numbers of {rank} dimensions. Download the file again."
-    )
+    raise UserError(f"{name} of {where} is {found}, not numbers of {rank} dimensions. Download the file again.")
 
 
 def _latin1(text: str, encoding: str) -> bytes:
     """What `_codecs.encode` does in pickles of raw bytes by Python 2 and protocol 2, and no other codec."""
     if encoding not in ("latin1", "latin-1"):
-        raise UserError(
-            f"The pickle asks for codec {encoding!r}, which arrays do not need. It was not opened."
-        )
+        raise UserError(f"The pickle asks for codec {encoding!r}, which arrays do not need. It was not opened.")
     return text.encode("latin1")
 
 
@@ -123,7 +117,5 @@ def _open(path: Path) -> list[Any]:
     except Exception as error:  # a damaged pickle may raise nearly anything
         raise UserError(f"{path} is not a readable pickle ({error}). Download it again.") from error
     if not isinstance(content, list):
-        raise UserError(
-            f"{path} holds a {type(content).__name__}, not the list of demonstrations of a DAPG file."
-        )
+        raise UserError(f"{path} holds a {type(content).__name__}, not the list of demonstrations of a DAPG file.")
     return content

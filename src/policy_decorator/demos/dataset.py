@@ -139,7 +139,8 @@ class Demonstrations:
     def save(self, path: str | Path) -> None:
         """Write the HDF5 file of the module docstring, all or nothing.
 
-        A failure leaves the old file as it was. Raises UserError when the disk is full or the folder cannot be written.
+        A failure leaves the old file as it was. Raises UserError when the disk is full or the folder cannot
+        be written.
         """
         attributes = {"task": self.task, "source": self.source, "details": json.dumps(self.details)}
         storage.write(path, attributes, {name: getattr(self, name) for name in storage.ARRAYS})
@@ -162,9 +163,7 @@ def check(demos: Demonstrations, task: Task) -> None:
     that leave [-1, 1] by more than `ACTION_SLACK`.
     """
     if demos.task != task.name:
-        raise UserError(
-            f"These are demonstrations of {demos.task!r}, not of {task.name!r}. Choose one of the two."
-        )
+        raise UserError(f"These are demonstrations of {demos.task!r}, not of {task.name!r}. Choose one of the two.")
     if demos.episodes == 0:
         raise UserError(f"There are no demonstrations of {task.name} here ({demos.source}). {task.demos}")
     if not demos.lengths.all():

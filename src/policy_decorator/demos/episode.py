@@ -21,8 +21,8 @@ class Episode(NamedTuple):
 def gather(task: str, episodes: Sequence[Episode], source: str, details: dict[str, Any]) -> Demonstrations:
     """Lay episodes end to end, clipping actions to [-1, 1] as the environments do.
 
-    How many entries were clipped is added to `details["clipped_entries"]`; infinities are left to `dataset.check`.
-    Raises UserError if there is no episode or their shapes do not fit together.
+    How many entries were clipped is added to `details["clipped_entries"]`; infinities are left to
+    `dataset.check`. Raises UserError if there is no episode or their shapes do not fit together.
     """
     if not episodes:
         raise UserError(f"{source} holds no episodes of {task}. Record or choose another source.")
@@ -31,9 +31,7 @@ def gather(task: str, episodes: Sequence[Episode], source: str, details: dict[st
         actions = np.concatenate([episode.actions for episode in episodes])  # (N, Da)
         success = np.concatenate([episode.success for episode in episodes])  # (N,)
     except ValueError as error:
-        raise UserError(
-            f"The episodes of {source} differ in shape ({error}). They must be of one task."
-        ) from error
+        raise UserError(f"The episodes of {source} differ in shape ({error}). They must be of one task.") from error
     outside = np.isfinite(actions) & (np.abs(actions) > 1)
     clipped = int(details.get("clipped_entries", 0)) + int(outside.sum())
     return Demonstrations(

@@ -96,14 +96,13 @@ def record_policy(
 ) -> Demonstrations:
     """Record any policy, its chunks executed open loop; `options` as in `record`.
 
-    Windows (1, To, Do) are made on `device` and hold the reset frame in every slot at first. torch's random numbers are seeded with `seed` for sampling policies, and put back afterwards.
+    Windows (1, To, Do) are made on `device` and hold the reset frame in every slot at first. torch's random
+    numbers are seeded with `seed` for sampling policies, and put back afterwards.
     """
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        return record(
-            task, lambda: _in_chunks(policy, device), episodes, seed=seed, **{"source": "policy", **options}
-        )
+        return record(task, lambda: _in_chunks(policy, device), episodes, seed=seed, **{"source": "policy", **options})
 
 
 def _in_chunks(policy: BasePolicy, device: torch.device) -> Expert:
@@ -154,9 +153,7 @@ def _episode(task: Task, env: gym.Env[Any, Any], act: Expert, seed: int, noise: 
 
 def _succeeded(task: Task, info: dict[str, Any]) -> bool:
     if "success" not in info:
-        raise UserError(
-            f'The environment of {task.name} gave no info["success"], which tells what was achieved.'
-        )
+        raise UserError(f'The environment of {task.name} gave no info["success"], which tells what was achieved.')
     return bool(info["success"])
 
 

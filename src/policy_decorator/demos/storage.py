@@ -47,9 +47,7 @@ def write(path: str | Path, attributes: Mapping[str, str], arrays: Mapping[str, 
     except OSError as error:
         full = error.errno in _NO_ROOM
         reason = "the disk is full; free some space or save elsewhere" if full else error.strerror
-        raise UserError(
-            f"Could not save demonstrations to {path}: {reason}. Nothing was changed there."
-        ) from error
+        raise UserError(f"Could not save demonstrations to {path}: {reason}. Nothing was changed there.") from error
 
 
 def read(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
@@ -86,6 +84,4 @@ def _check(file: h5py.File, path: Path) -> None:
     missing = [name for name in ARRAYS if not isinstance(file.get(name), h5py.Dataset)]
     missing += [name for name in ATTRIBUTES if name not in file.attrs]
     if missing:
-        raise UserError(
-            f"{path} is damaged: it has no {', '.join(missing)}. Record the demonstrations again."
-        )
+        raise UserError(f"{path} is damaged: it has no {', '.join(missing)}. Record the demonstrations again.")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policy_decorator.envs.task import Task
+from policy_decorator.envs.task import Expert, Task
 from policy_decorator.types import Step
 
 SPEED, RADIUS, MAX_STEPS = 0.2, 0.06, 25
@@ -93,6 +93,15 @@ class BiasedController:
         return (a + self.noise * torch.randn_like(a)).clamp(-1, 1)[:, None]
 
 
+def _make_env(render_mode: str | None) -> ReachEnv:
+    del render_mode
+    return ReachEnv()
+
+
+def _make_expert() -> Expert:
+    return _expert
+
+
 def _expert(obs: np.ndarray) -> np.ndarray:
     return np.clip((obs[2:] - obs[:2]) / SPEED, -1, 1)
 
@@ -106,8 +115,8 @@ def _task(name: str, *, native: bool) -> Task:
         control_hz=10.0,
         success=f"the point is within {RADIUS} of the goal",
         demos="scripted expert, embedded",
-        make_env=lambda render_mode: ReachEnv(),
-        make_expert=lambda: _expert,
+        make_env=_make_env,
+        make_expert=_make_expert,
         make_native=Reach if native else None,
         renders=False,
     )

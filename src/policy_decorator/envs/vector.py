@@ -4,15 +4,16 @@ Time limit, termination at success, frame windows, action chunks and resets are 
 """
 
 import warnings
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
 from policy_decorator.envs.task import Task
+from policy_decorator.envs.workers import Workers, in_process
 from policy_decorator.types import Step, VectorEnv
 
 
@@ -58,7 +59,7 @@ class DecisionEnv(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class SimulatorVector:
-    """Copies of a `Task` in this process (workers=False) or in one process each."""
+    """Copies of a `Task` in this process, or shared out among `workers` processes."""
 
     def __init__(
         self,
@@ -67,17 +68,12 @@ class SimulatorVector:
         *,
         context: int = 1,
         chunk: int = 1,
-        workers: bool = False,
+        workers: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
-        def make() -> gym.Env[Any, Any]:
-            return DecisionEnv(task.make_env(None), task, context, chunk)
-
         self.n, self.device = n, torch.device(device)
-        if workers:
-            self.envs = AsyncVectorEnv([make] * n, autoreset_mode=AutoresetMode.DISABLED, context="spawn")
-        else:
-            self.envs = SyncVectorEnv([make] * n, autoreset_mode=AutoresetMode.DISABLED)
+        makers = [partial(_make, task, context, chunk)] * n
+        self.envs = Workers(makers, workers) if workers else in_process(makers)
         self.seeds = np.arange(n)
         self.next_seed = n
         self.executed: list[list[np.ndarray]] = [[] for _ in range(n)]  # chunks since reset, to bring an episode back
@@ -87,7 +83,7 @@ class SimulatorVector:
         return self._tensor(self._start(np.ones(self.n, dtype=bool)))
 
     def step(self, action: Tensor) -> Step:
-        chunk = action.detach().to("cpu", torch.float32).numpy()
+        chunk = action.detach().to("cpu", torch.float32, copy=True).numpy()  # kept: see `executed`
         if not np.isfinite(chunk).all():
             raise FloatingPointError(f"action is not finite in rows {np.unique(np.argwhere(~np.isfinite(chunk))[:, 0])}")
         for done_so_far, a in zip(self.executed, chunk, strict=True):
@@ -135,13 +131,17 @@ class SimulatorVector:
         return torch.as_tensor(x, device=self.device)
 
 
+def _make(task: Task, context: int, chunk: int) -> DecisionEnv:
+    return DecisionEnv(task.make_env(None), task, context, chunk)
+
+
 def make_vector(
     task: Task,
     n: int,
     *,
     context: int = 1,
     chunk: int = 1,
-    workers: bool = False,
+    workers: int = 0,
     device: str | torch.device = "cpu",
 ) -> VectorEnv:
     """`n` copies of `task`: the simulator's own vectorisation where it has one."""

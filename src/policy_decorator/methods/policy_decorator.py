@@ -5,9 +5,10 @@ from typing import Literal
 
 from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
 from policy_decorator.methods.problem import Problem, Run
+from policy_decorator.rl.demonstrations import Mixed, as_source, transitions
 from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
-from policy_decorator.rl.replay import NStep, Replay
+from policy_decorator.rl.replay import DataSource, NStep, Replay
 from policy_decorator.rl.sac import SAC, SACConfig
 from policy_decorator.rollout import Collector
 
@@ -30,6 +31,8 @@ class Config:
     """Decisions per return (1 in the paper)."""
     reward_shift: float = -1.0
     """Added to success (0 or 1): -1 as in the released code."""
+    demo_share: float = 0.0
+    """Share of every batch that comes from the demonstrations, where there are any (0 in the paper)."""
     nets: NetConfig = field(default_factory=NetConfig)
     """Sizes of the residual and its critics."""
     sac: SACConfig = field(default_factory=SACConfig)
@@ -46,7 +49,7 @@ def build(cfg: Config, p: Problem) -> Run:
         learner=SAC(actor, critics, residual, p.action_size, cfg.sac),
         replay=replay,
         nstep=NStep(cfg.n_step, cfg.sac.gamma),
-        data=replay,
+        data=_data(cfg, p, replay),
         monitor=Monitor(),
         policy=DecoratedPolicy(p.base, actor, residual),
     )
@@ -60,3 +63,11 @@ def _networks(cfg: Config, p: Problem) -> tuple[TanhGaussian, Critics]:
         for net in (actor, critics):
             net.standardize.set(*p.obs_statistics)
     return actor.to(p.device), critics.to(p.device)
+
+
+def _data(cfg: Config, p: Problem, replay: Replay) -> DataSource:
+    if cfg.demo_share == 0 or p.demonstrated is None:
+        return replay
+    steps, gamma, shift = cfg.n_step, cfg.sac.gamma, cfg.reward_shift
+    batch = transitions(p.demonstrated, cfg.bound, n_step=steps, gamma=gamma, reward_shift=shift)
+    return Mixed(replay, as_source(batch), cfg.demo_share)

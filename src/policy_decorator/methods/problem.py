@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.replay import DataSource, NStep, Replay
 from policy_decorator.rl.sac import SAC
@@ -31,6 +32,9 @@ class Problem:
     device: torch.device = torch.device("cpu")
     obs_statistics: tuple[Tensor, Tensor] | None = None
     """Mean and standard deviation (Do,) of the demonstrations' observations, where there are demonstrations."""
+
+    demonstrated: Demonstrated | None = None
+    """The demonstrations with the base's answers, for methods that learn from them."""
 
     @property
     def action_size(self) -> int:

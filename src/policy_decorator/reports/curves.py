@@ -30,7 +30,7 @@ SMALL = (
     ("critic loss", ("loss/critic",)),
     ("actor loss", ("loss/actor",)),
     ("mean Q", ("q/mean",)),
-    ("residual norm (blue), saturation (orange)", ("train/residual_norm", "train/saturation")),
+    ("residual norm", ("train/residual_norm", "train/saturation")),
 )
 
 
@@ -63,9 +63,7 @@ def draw_curves(figure: Figure | SubFigure, run: RunFolder, facts: Facts, theme:
         _small_panels(figure, GridSpecFromSubplotSpec(len(small), 1, outer[1]), small, lines, theme)
 
 
-def _success_panel(
-    axes: Axes, run: RunFolder, lines: Sequence[Mapping[str, Any]], facts: Facts, theme: Theme
-) -> None:
+def _success_panel(axes: Axes, run: RunFolder, lines: Sequence[Mapping[str, Any]], facts: Facts, theme: Theme) -> None:
     plain_axes(axes, theme, percent=True)
     axes.tick_params(labelbottom=False)
     axes.set_ylabel("success rate", color=theme.muted, fontsize=9)
@@ -75,10 +73,10 @@ def _success_panel(
         axes.axhline(facts.base.value, color=theme.base, linestyle=(0, (5, 3)), linewidth=1.5, label="base policy")
     x, y = series(lines, "train/success")
     if x.size:
-        axes.plot(x, y, color=TRAINING, linewidth=1.2, alpha=0.9, label="training, last 100 episodes")
+        axes.plot(x, y, color=TRAINING, linewidth=1.2, alpha=0.9, label="training episodes")
     x, y = series(lines, "eval/behaviour")
     if x.size:
-        axes.plot(x, y, color=BEHAVIOUR, linewidth=1.4, marker="o", markersize=3, label="behaviour at epsilon")
+        axes.plot(x, y, color=BEHAVIOUR, linewidth=1.4, marker="o", markersize=3, label="evaluated at epsilon")
     _band(axes, run.evaluations("full"))
     x, y = series(lines, "eval/full")
     if x.size:
@@ -89,7 +87,10 @@ def _success_panel(
         looks: dict[str, Any] = {"fmt": "D", "markersize": 6, "capsize": 3, "zorder": 5, "color": FINAL}
         axes.errorbar([facts.refined_step], [final.value], yerr=reach, label="final test", **looks)
     if not axes.get_legend_handles_labels()[1]:
-        axes.text(0.5, 0.5, "nothing measured yet", transform=axes.transAxes, ha="center", color=theme.muted)
+        axes.set_xticks([])
+        axes.text(0.5, 0.56, "nothing measured yet", transform=axes.transAxes, ha="center", color=theme.muted)
+    last = max((line["env_steps"] for line in lines), default=0)
+    axes.set_xlim(0, 1.02 * last or 1)
     legend_above(axes, theme)
 
 
@@ -128,11 +129,17 @@ def _small_panels(
         for name, colour in zip(names, (REFINED, BEHAVIOUR), strict=False):
             axes.plot(*series(lines, name), color=colour, linewidth=1.2)
         plain_axes(axes, theme, ticks=3)
-        if names == ("loss/critic",) and (series(lines, names[0])[1] > 0).all():
+        if names == ("loss/critic",) and _spans_decades(series(lines, names[0])[1]):
             axes.set_yscale("log")
             axes.minorticks_off()
+        if series(lines, names[-1])[0].size and len(names) > 1:
+            axes.set_title("saturation", loc="right", fontsize=8, color=BEHAVIOUR, pad=4)
         axes.tick_params(labelsize=7, labelbottom=row == len(panels) - 1)
         panel_title(axes, title, theme, size=8)
+
+
+def _spans_decades(values: np.ndarray) -> bool:
+    return bool((values > 0).all() and values.max() > 100 * values.min())
 
 
 def compare(

@@ -53,6 +53,13 @@ class Facts:
     counts: dict[str, int]
     wall_seconds: float | None
 
+    @property
+    def subtitle(self) -> str:
+        """Method, policy and seed, as far as they are known."""
+        parts = (self.method, self.policy and f"on {self.policy}")
+        seed = f"seed {self.seed}" if self.seed else ""
+        return ", ".join(filter(None, (" ".join(filter(None, parts)), seed)))
+
     def flips(self) -> dict[str, int]:
         """Episodes of each kind, in the order in which they are drawn."""
         kinds = [outcome.kind for outcome in self.outcomes]
@@ -69,6 +76,7 @@ def read_facts(run: RunFolder) -> Facts:
     if step is None and refined is not None:
         step = refined["env_steps"]
     names = {key: _name(key, summary, run.config()) for key in ("task", "method", "policy", "seed")}
+    names["task"] = names["task"] or run.path.absolute().name
     return Facts(
         **names,
         finished=bool(summary),
@@ -136,8 +144,8 @@ def _counts(summary: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, in
 
 
 def _name(key: str, summary: Mapping[str, Any], config: Any) -> str:
-    """The summary's word, else the configuration's; "?" where neither has a plain one."""
+    """The summary's word, else the configuration's; empty where neither has a plain one."""
     found = summary.get(key)
     if found is None and isinstance(config, dict):
         found = config.get(key)
-    return str(found) if isinstance(found, str | int | float) else "?"
+    return str(found) if isinstance(found, str | int | float) else ""

@@ -57,22 +57,20 @@ def png(figure: Figure) -> bytes:
 def draw_report(run: RunFolder, facts: Facts, theme: Theme = LIGHT) -> Figure:
     """The whole of report.png."""
     figure = Figure(figsize=(10, 6.9), layout="constrained", facecolor=theme.ground)
-    head, curves = figure.subfigures(2, 1, height_ratios=(2.1, 4.8))
-    for part in (head, curves):
+    parts: Any = figure.subfigures(2, 1, height_ratios=(2.1, 4.8))
+    for part in parts:
         part.set_facecolor(theme.ground)
-    _headline(head, facts, theme)
-    draw_curves(curves, run, facts, theme)
+    _headline(parts[0], facts, theme)
+    draw_curves(parts[1], run, facts, theme)
     return figure
 
 
 def _headline(part: SubFigure, facts: Facts, theme: Theme) -> None:
-    steps = count_text(facts.counts.get("env_steps", 0))
-    state = f"{steps} environment steps, {duration(facts.wall_seconds)}"
-    state += "" if facts.finished else " so far, unfinished"
-    what: dict[str, Any] = {"color": theme.text, "va": "top", "parse_math": False}
-    quiet: dict[str, Any] = what | {"color": theme.muted, "fontsize": 9.5}
-    part.text(0.025, 0.93, facts.task, fontsize=17, weight="bold", **what)
-    part.text(0.025, 0.74, f"{facts.method} on {facts.policy}, seed {facts.seed}    {state}", **quiet)
+    def write(x: float, y: float, text: str, size: float, color: str, weight: str = "normal") -> None:
+        part.text(x, y, text, fontsize=size, color=color, weight=weight, va="top", parse_math=False)
+
+    write(0.025, 0.94, facts.task, 17, theme.text, "bold")
+    write(0.025, 0.76, f"{facts.subtitle}    {_effort(facts)}", 9.5, theme.muted)
     columns = (
         ("base policy", facts.base, theme.base, False),
         ("refined" if facts.finished else "refined so far", facts.refined, FINAL, False),
@@ -81,24 +79,31 @@ def _headline(part: SubFigure, facts: Facts, theme: Theme) -> None:
     for k, (word, estimate, colour, signed) in enumerate(columns):
         left = 0.025 + 0.205 * k
         shown = "\u2013" if estimate is None else (points if signed else percent)(estimate.value)
-        part.text(left, 0.52, shown, fontsize=25, weight="bold", **what | {"color": colour})
-        part.text(left, 0.22, word, **quiet | {"color": theme.text})
-        part.text(left, 0.10, interval(estimate, signed), **quiet | {"fontsize": 8})
+        write(left, 0.56, shown, 27, colour, "bold")
+        write(left, 0.27, word, 9.5, theme.text)
+        write(left, 0.15, interval(estimate, signed), 8, theme.muted)
     if facts.outcomes:
         _flip_bar(part, facts, theme)
 
 
+def _effort(facts: Facts) -> str:
+    steps = f"{count_text(facts.counts.get('env_steps', 0))} environment steps"
+    took = "" if facts.wall_seconds is None else f", {duration(facts.wall_seconds)}"
+    return steps + took + ("" if facts.finished else " so far (unfinished)")
+
+
 def _flip_bar(part: SubFigure, facts: Facts, theme: Theme) -> None:
-    """The paired episodes as one bar, cut by outcome."""
-    axes = part.add_axes((0.64, 0.02, 0.34, 0.5))
+    """The paired episodes as one bar, cut by outcome, each with its count below."""
+    axes = part.add_axes((0.635, 0.03, 0.345, 0.5))
     axes.set_axis_off()
-    n, left = len(facts.outcomes), 0
-    axes.set_xlim(0, n)
+    axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
-    same: dict[str, Any] = {"color": theme.text, "fontsize": 9}
-    axes.text(0, 0.97, f"the same {n} episodes, base and refined", va="top", **same)
-    for k, (kind, count) in enumerate(facts.flips().items()):
-        axes.barh(0.52, count, 0.3, left=left, color=FLIPS[kind])
-        axes.barh(0.14, 0.025 * n, 0.12, left=0.265 * k * n, color=FLIPS[kind])
-        axes.text((0.265 * k + 0.035) * n, 0.14, f"{FLIP_WORDS[kind]} {count}", va="center", **same | {"fontsize": 8})
-        left += count
+    n, left = len(facts.outcomes), 0.0
+    axes.text(0, 0.99, f"the same {n} episodes, played by both", va="top", color=theme.text, fontsize=9)
+    places = (0, 0.31, 0.515, 0.74)  # as wide as the words, not as the counts: those may be zero
+    for place, (kind, count) in zip(places, facts.flips().items(), strict=True):
+        axes.barh(0.55, count / n, 0.3, left=left, color=FLIPS[kind])
+        axes.barh(0.16, 0.022, 0.13, left=place, color=FLIPS[kind])
+        words = f"{FLIP_WORDS[kind]} {count}"
+        axes.text(place + 0.032, 0.16, words, va="center", color=theme.text, fontsize=8)
+        left += count / n

@@ -68,4 +68,7 @@ def legend_above(axes: Axes, theme: Theme, columns: int = 6) -> None:
     if axes.get_legend_handles_labels()[1]:
         place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0), "borderaxespad": 0.2}
         looks: dict[str, Any] = {"frameon": False, "fontsize": 8.5, "labelcolor": theme.text, "handlelength": 1.6}
-        axes.legend(ncols=columns, columnspacing=1.3, **place, **looks)
+        legend = axes.legend(ncols=columns, columnspacing=1.3, **place, **looks)
+        # A wide legend must not squeeze the axes; an empty title keeps its height.
+        legend.set_in_layout(False)
+        axes.set_title(" ", fontsize=8.5, pad=6)

@@ -31,6 +31,8 @@ class SACConfig:
     """Initial weight of the entropy; learned from there on."""
     target_entropy: float = -1.0
     """Entropy aimed at, per action dimension, of the unscaled residual."""
+    entropy_in_backup: bool = True
+    """Whether the critic's target counts the entropy still to come; where rewards are sparse it can drown them."""
     max_grad_norm: float = 50.0
     """Gradient norm at which actor and critics are clipped."""
 
@@ -67,7 +69,8 @@ class SAC:
         with torch.no_grad():
             raw, log_prob = self.actor(self.composition.actor_input(b.next_obs, b.next_base))
             q = self.target(b.next_obs, self.composition.critic_action(b.next_base, raw))
-            value = q.min(dim=0).values - self.temperature * log_prob
+            entropy = -log_prob if self.cfg.entropy_in_backup else torch.zeros_like(log_prob)
+            value = q.min(dim=0).values + self.temperature * entropy
             goal = b.reward + self.cfg.gamma**b.decisions * (1 - b.terminated) * value
         q = self.critic(b.obs, self.composition.critic_action(b.base, b.raw))
         return ((q - goal) ** 2).mean(dim=1).sum(), q.detach()

@@ -1,0 +1,161 @@
+"""`pidec demos TASK --out FILE`: demonstrations recorded in simulation, or read from a published file."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from policy_decorator.cli import Answer
+from policy_decorator.cli.options import Switch, Task, display
+from policy_decorator.cli.options import parse as parse_options
+from policy_decorator.errors import UserError
+from policy_decorator.progress import Display
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from policy_decorator import envs
+    from policy_decorator.demos.dataset import Demonstrations
+
+EPISODES = 25
+ABOUT = """Record demonstrations of a task in simulation (by its scripted expert, a saved policy or a published \
+expert), or read them from a file of others. Only successful episodes are kept."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of `pidec demos`."""
+
+    task: Task
+    """Name of the task (pidec list tasks)."""
+    out: Path
+    """HDF5 file to write."""
+    episodes: int | None = None
+    """Episodes to keep: 25 are recorded where it is not given, and files are read whole."""
+    noise: float = 0.0
+    """Standard deviation added to the recorded actions, of actions in [-1, 1]."""
+    seed: int = 0
+    """Layouts and noise; no seed shares an episode with training or evaluation."""
+    keep_failures: Switch = False
+    """Keep every episode, not only the successful ones."""
+    max_attempts: int | None = None
+    """Episodes tried at most; None: ten per episode wanted."""
+    from_policy: Path | None = None
+    """Record this policy: the folder of a base policy, a refined one, or a run."""
+    from_expert_npz: Path | None = None
+    """Record this expert: an .npz file with the weights of a published Adroit expert."""
+    from_dapg: Path | None = None
+    """Read this file: a demonstration pickle of DAPG, opened with everything but arrays refused."""
+    from_minari: str | None = None
+    """Read this Minari dataset: its id or its folder."""
+    download: Switch = False
+    """Let Minari download the dataset where it is missing."""
+    overwrite: Switch = False
+    """Replace the file where it exists."""
+    quiet: Switch = False
+    """No progress on stderr."""
+    json: Switch = False
+    """Print JSON instead of a table."""
+
+
+def parse(args: list[str]) -> Options:
+    """Raises UserError for an unknown task, options that contradict one another and a file that is in the way."""
+    from policy_decorator.envs import get_task
+
+    options = parse_options(Options, "demos", ABOUT, args)
+    get_task(options.task)
+    _check_options(options)
+    if options.out.is_dir():
+        raise UserError(f"{options.out} is a folder, --out needs a file.")
+    if options.out.exists() and not options.overwrite:
+        raise UserError(f"{options.out} exists. Choose another --out, or replace it with --overwrite.")
+    return options
+
+
+def run(options: Options) -> Answer:
+    """Record or read, check and save."""
+    from policy_decorator.cli.show import demos_table
+    from policy_decorator.demos.dataset import check
+    from policy_decorator.envs import get_task
+
+    task = get_task(options.task)
+    demos = _read(options, task) or _record(options, task, display(options.quiet))
+    check(demos, task)
+    demos.save(options.out)
+    about = demos.describe()
+    return Answer(about | {"file": options.out}, demos_table(about, options.out), options.json)
+
+
+def _check_options(o: Options) -> None:
+    options = ("from_policy", "from_expert_npz", "from_dapg", "from_minari")
+    sources = [_flag(name) for name in options if getattr(o, name) is not None]
+    if len(sources) > 1:
+        raise UserError(f"{' and '.join(sources)} contradict each other: demonstrations have one source.")
+    if o.download and o.from_minari is None:
+        raise UserError("--download is for Minari datasets: give --from-minari ID, or leave it out.")
+    if o.from_dapg is None and o.from_minari is None:
+        return
+    recording = {"noise": 0.0, "seed": 0, "keep_failures": False, "max_attempts": None}
+    idle = [_flag(name) for name, unset in recording.items() if getattr(o, name) != unset]
+    if idle:
+        raise UserError(f"{', '.join(idle)} is about recording, but {sources[0]} reads a file: leave it out.")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _read(o: Options, task: "envs.Task") -> "Demonstrations | None":
+    if o.from_dapg is not None:
+        from policy_decorator.demos.dapg import read_dapg
+
+        demos = read_dapg(o.from_dapg, task)
+    elif o.from_minari is not None:
+        from policy_decorator.demos.minari_reader import read_minari
+
+        demos = read_minari(o.from_minari, task, download=o.download)
+    else:
+        return None
+    return demos if o.episodes is None else demos.first(o.episodes)
+
+
+def _record(o: Options, task: "envs.Task", shown: Display) -> "Demonstrations":
+    from policy_decorator.demos.record import record, record_expert, record_policy
+    from policy_decorator.evaluation import DEMOS
+    from policy_decorator.experiments.bases import DEMOS_PER_SEED
+
+    episodes = EPISODES if o.episodes is None else o.episodes
+    how: dict[str, Any] = {"noise": o.noise, "only_successes": not o.keep_failures}
+    how |= {"seed": DEMOS + o.seed * DEMOS_PER_SEED, "max_attempts": o.max_attempts}
+    if o.seed < 0:
+        raise UserError(f"--seed must be at least 0, got {o.seed}.")
+    with shown.stage("recording demonstrations", episodes) as update:
+        how["progress"] = update
+        if o.from_policy is not None:
+            import torch
+
+            from policy_decorator.cli.saved import check_fits, describe, load
+
+            saved = describe(o.from_policy)
+            check_fits(saved, task, shown)
+            base, refined = load(saved, torch.device("cpu"))
+            return record_policy(task, refined or base, episodes, source=f"policy {o.from_policy}", **how)
+        if o.from_expert_npz is not None:
+            act = _expert(o.from_expert_npz, task)
+            return record(task, lambda: act, episodes, source=f"expert {o.from_expert_npz.name}", **how)
+        return record_expert(task, episodes, **how)
+
+
+def _expert(path: Path, task: "envs.Task") -> "Callable[[np.ndarray], np.ndarray]":
+    import numpy as np
+
+    from policy_decorator.demos.expert_npz import read_expert_npz
+
+    act = read_expert_npz(path)
+    try:
+        answer = act(np.zeros(task.obs_size, np.float32))
+    except ValueError as error:
+        raise UserError(f"The expert in {path} is not one of {task.name}: {error}") from None
+    if answer.shape != (task.action_size,):
+        raise UserError(f"The expert in {path} gives {answer.size} actions, {task.name} has {task.action_size}.")
+    return act

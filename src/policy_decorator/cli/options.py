@@ -1,0 +1,40 @@
+"""How options are written, and a look at a few of them before the others are parsed."""
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from policy_decorator.progress import Bars, Display, Silent
+
+T = TypeVar("T")
+
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+"""`--json`, without a `--no-json`."""
+Task = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TASK")]
+
+
+def parse(kind: type[T], command: str, description: str, args: list[str], default: Any = None) -> T:
+    """The options `kind`, its nested fields as flat options. Exits, as tyro does, on --help and on wrong options."""
+    flat: Any = tyro.conf.OmitArgPrefixes[kind]
+    given = {} if default is None else {"default": default}
+    about = "\n".join(textwrap.fill(line, 90) for line in description.splitlines())
+    return tyro.cli(flat, prog=f"pidec {command}", description=about, args=args, **given)
+
+
+def peek(args: Sequence[str], *names: str) -> dict[str, str | None]:
+    """The values of the options `names`, None where not given: they decide on the defaults of the others."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in names:
+        parser.add_argument(f"--{name}")
+    try:
+        return vars(parser.parse_known_args(list(args))[0])
+    except argparse.ArgumentError:  # an option without its value: tyro will say so
+        return dict.fromkeys(names)
+
+
+def display(quiet: bool) -> Display:
+    """Bars on stderr, or nothing."""
+    return Silent() if quiet else Bars()

@@ -1,0 +1,106 @@
+"""Policies on disk as the commands meet them: a base policy, a `refined/` folder or the run that holds one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from policy_decorator.base_policies.checkpoint import load_policy, policy_card
+from policy_decorator.disk import read_json
+from policy_decorator.envs.task import Task
+from policy_decorator.errors import UserError
+from policy_decorator.progress import Display
+from policy_decorator.refined import Refined
+from policy_decorator.types import BasePolicy
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a policy's folder says about it, read without its networks."""
+
+    folder: Path
+    kind: str
+    """Name of a base policy, or "refined"."""
+    task: str | None
+    obs_size: int
+    action_size: int
+    chunk: int
+    """Ta, actions per decision."""
+    run: dict[str, Any]
+    """The settings of the run it is the outcome of; empty for a base policy."""
+
+
+def describe(folder: str | Path) -> Saved:
+    """Raises UserError: no policy there, a damaged one, or a run that is not finished."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is {'no folder' if folder.exists() else 'missing'}: give the folder of a policy.")
+    inner = folder / "refined" if (folder / "refined" / "refined.json").exists() else folder
+    if (inner / "refined.json").exists():
+        return _describe_refined(folder, inner)
+    if (folder / "config.json").exists():
+        raise UserError(f"The run {folder} is not finished. Continue it: pidec refine --out {folder} --resume")
+    card = policy_card(folder)
+    sizes = int(card["obs_size"]), int(card["action_size"])
+    return Saved(folder, str(card["name"]), card.get("task"), *sizes, chunk=1, run={})
+
+
+def check_fits(saved: Saved, task: Task, display: Display) -> None:
+    """Refuses, with a UserError, a policy of other sizes than the task's; warns of one made for another task."""
+    theirs, ours = (saved.obs_size, saved.action_size), (task.obs_size, task.action_size)
+    if theirs != ours:
+        made_for = f" It was made for {saved.task}." if saved.task else ""
+        raise UserError(
+            f"The policy in {saved.folder} takes {theirs[0]} observations and gives {theirs[1]} actions, "
+            f"{task.name} has {ours[0]} and {ours[1]}.{made_for}"
+        )
+    if saved.task not in (None, task.name):
+        display.say(f"Warning: the policy in {saved.folder} was made for {saved.task}, not for {task.name}.")
+
+
+def load(saved: Saved, device: torch.device) -> tuple[BasePolicy, BasePolicy | None]:
+    """The base policy and, where there is one, the refined policy. Raises UserError for damaged files."""
+    if saved.kind != "refined":
+        policy = load_policy(saved.folder)
+        policy.to(device)
+        return policy, None
+    decorated = Refined.load(saved.folder, policy=_outside(saved, device)).policy
+    for part in (decorated.base, decorated.actor):
+        if isinstance(part, torch.nn.Module):
+            part.to(device)
+    return decorated.base, decorated
+
+
+def choose_device(name: str) -> torch.device:
+    """cpu, cuda, ... or auto. Raises UserError for a device that is not there."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:70]
+        raise UserError(f"The device {name!r} cannot be used ({reason}). Use cpu, or auto.") from None
+
+
+def _describe_refined(folder: Path, inner: Path) -> Saved:
+    card = read_json(inner / "refined.json")
+    try:
+        chunk, action_size = card["chunk"]
+        return Saved(folder, "refined", card["task"], card["obs_size"], action_size, chunk, _run_of(inner))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{inner / 'refined.json'} does not describe a refined policy.") from None
+
+
+def _outside(saved: Saved, device: torch.device) -> BasePolicy | None:
+    """A base policy that is not stored with its residual, but that the run's settings say where to find."""
+    inner = saved.folder if (saved.folder / "refined.json").exists() else saved.folder / "refined"
+    place = saved.run.get("policy")
+    if read_json(inner / "refined.json")["base"] != "external" or not place or not Path(place).is_dir():
+        return None
+    base, refined = load(describe(place), device)
+    return refined or base
+
+
+def _run_of(inner: Path) -> dict[str, Any]:
+    config = inner.absolute().parent / "config.json"
+    return read_json(config) if inner.name == "refined" and config.exists() else {}

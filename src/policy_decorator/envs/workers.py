@@ -1,0 +1,98 @@
+"""Simulators spread over processes, a few in each: one message per process and step, whatever their number.
+
+Gymnasium's own `AsyncVectorEnv` gives every environment a process, which costs more than it brings where a step takes
+a millisecond and there are more environments than cores.
+"""
+
+import multiprocessing
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+MakeEnv = Callable[[], gym.Env[Any, Any]]
+
+
+def in_process(makers: Sequence[MakeEnv]) -> SyncVectorEnv:
+    """Environments of this process, reset by hand."""
+    return SyncVectorEnv(list(makers), autoreset_mode=AutoresetMode.DISABLED)
+
+
+class Workers:
+    """`SyncVectorEnv`s in processes, with the same `reset`, `step` and `close` over all of them."""
+
+    def __init__(self, makers: Sequence[MakeEnv], processes: int) -> None:
+        context = multiprocessing.get_context("spawn")  # forking a process that runs torch's threads may hang it
+        self.rows = np.array_split(np.arange(len(makers)), min(processes, len(makers)))
+        self.pipes: list[Connection] = []
+        self.processes = []
+        for rows in self.rows:
+            ours, theirs = context.Pipe()
+            share = [makers[i] for i in rows]
+            process = context.Process(target=_serve, args=(theirs, share), daemon=True)
+            process.start()
+            theirs.close()
+            self.pipes.append(ours)
+            self.processes.append(process)
+
+    def reset(self, *, seed: Sequence[int], options: dict[str, Any]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Reset the rows of `options["reset_mask"]`; the others answer with the observation they are at."""
+        mask = options["reset_mask"]
+        for pipe, rows in zip(self.pipes, self.rows, strict=True):
+            pipe.send(("reset", [seed[i] for i in rows], {**options, "reset_mask": mask[rows]}))
+        return np.concatenate([_answer(pipe) for pipe in self.pipes]), {}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        for pipe, rows in zip(self.pipes, self.rows, strict=True):
+            pipe.send(("step", actions[rows]))
+        answers = [_answer(pipe) for pipe in self.pipes]
+        obs, reward, terminated, truncated = (np.concatenate([a[i] for a in answers]) for i in range(4))
+        info = {name: np.concatenate([a[4][name] for a in answers]) for name in answers[0][4]}
+        return obs, reward, terminated, truncated, info
+
+    def close(self) -> None:
+        for pipe, process in zip(self.pipes, self.processes, strict=True):
+            if process.is_alive():
+                try:
+                    pipe.send(("close",))
+                except OSError:
+                    process.terminate()
+            process.join(timeout=5)
+            pipe.close()
+
+
+def _answer(pipe: Connection) -> Any:
+    try:
+        ok, answer = pipe.recv()
+    except EOFError:
+        raise RuntimeError("an environment process died: the simulator crashed or the machine ran out of memory") from None
+    if not ok:
+        raise RuntimeError(f"an environment process failed:\n{answer}")
+    return answer
+
+
+def _serve(pipe: Connection, makers: Sequence[MakeEnv]) -> None:
+    try:
+        envs = in_process(makers)
+        obs = np.zeros(())
+        while True:
+            match pipe.recv():
+                case ("reset", seeds, options):
+                    if options["reset_mask"].any():
+                        obs, _ = envs.reset(seed=seeds, options=options)
+                    pipe.send((True, obs))
+                case ("step", actions):
+                    obs, reward, terminated, truncated, info = envs.step(actions)
+                    info = {name: info[name] for name in ("success", "env_steps")}
+                    pipe.send((True, (obs, reward, terminated, truncated, info)))
+                case _:
+                    envs.close()
+                    return
+    except (EOFError, KeyboardInterrupt):  # the run is over
+        return
+    except Exception:
+        pipe.send((False, traceback.format_exc()))

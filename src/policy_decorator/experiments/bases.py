@@ -1,0 +1,132 @@
+"""The base policies of the demo and of the published measurements: demonstrations and imitation, per seed."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from policy_decorator.base_policies import build
+from policy_decorator.base_policies.bet import BeTConfig
+from policy_decorator.base_policies.checkpoint import load_policy, save_policy
+from policy_decorator.base_policies.imitate import ImitateConfig, Imitator, imitate
+from policy_decorator.base_policies.mlp import MLPConfig
+from policy_decorator.demos.dapg import read_dapg
+from policy_decorator.demos.dataset import Demonstrations
+from policy_decorator.demos.expert_npz import read_expert_npz
+from policy_decorator.demos.record import record, record_expert
+from policy_decorator.envs import get_task
+from policy_decorator.envs.vector import make_vector
+from policy_decorator.errors import UserError, lookup
+from policy_decorator.evaluation import DEMOS, VALIDATION, run_episodes
+from policy_decorator.progress import Display, Silent
+
+DEMOS_PER_SEED = 10_000
+"""Seeds that the demonstrations of one run may use up."""
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """Where the demonstrations come from and what is trained on them."""
+
+    task: str
+    source: Literal["scripted expert", "dapg", "expert npz"] = "scripted expert"
+    file: str = ""
+    """Of the demonstrations or of the expert, below the data folder."""
+    episodes: int = 15
+    noise: float = 0.3
+    """Standard deviation added to the expert's actions, of actions in [-1, 1]."""
+    policy: Literal["bet", "mlp"] = "bet"
+    net: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of the policy's config that differ from its defaults."""
+    training: ImitateConfig = dataclasses.field(default_factory=ImitateConfig)
+    evaluate: bool = False
+    """Keep the best checkpoint (paper App. B.1.3) instead of the last."""
+
+
+# Small enough to train in half a minute on one core: the paper's has 4 layers of 128 and a context of 10 or 20.
+SMALL_BET = {"context": 5, "layers": 2, "width": 64, "standardize_obs": True}
+SMALL_BET_TRAINING = ImitateConfig(steps=1_500, batch_size=128, lr=1e-3, eval_every=1_500)
+MLP_TRAINING = ImitateConfig(steps=2_000, batch_size=256, lr=1e-3, eval_every=2_000)
+ADROIT_BET = {"context": 10, "clusters": 8}
+ADROIT_TRAINING = ImitateConfig(steps=3_000, batch_size=128, lr=5e-4, eval_every=1_000, eval_episodes=50)
+
+BASES: Mapping[str, BaseConfig] = {
+    "metaworld/peg-insert-side": BaseConfig(
+        "metaworld/peg-insert-side", net=SMALL_BET, training=SMALL_BET_TRAINING
+    ),
+    "metaworld/stick-pull": BaseConfig(
+        "metaworld/stick-pull", episodes=25, net=SMALL_BET, training=SMALL_BET_TRAINING
+    ),
+    "adroit/door": BaseConfig(
+        "adroit/door",
+        source="dapg",
+        file="adroit/door-v0_demos.pickle",
+        net=ADROIT_BET,
+        training=ADROIT_TRAINING,
+        evaluate=True,
+    ),
+    "adroit/pen": BaseConfig(
+        "adroit/pen",
+        source="expert npz",
+        file="adroit/pen_expert.npz",
+        episodes=25,
+        noise=0.0,
+        net=ADROIT_BET,
+        training=ADROIT_TRAINING,
+        evaluate=True,
+    ),
+}
+
+
+def demonstrations(cfg: BaseConfig, seed: int, data: Path, display: Display) -> Demonstrations:
+    """Record or read them. Raises UserError where the file is missing."""
+    task, path = get_task(cfg.task), data / cfg.file
+    if cfg.file and not path.exists():
+        raise UserError(f"{path} is missing: give the folder that holds {cfg.file}.")
+    if cfg.source == "dapg":
+        return read_dapg(path, task)
+    with display.stage("recording demonstrations", cfg.episodes) as update:
+        options: dict[str, Any] = {"seed": DEMOS + seed * DEMOS_PER_SEED, "noise": cfg.noise, "progress": update}
+        if cfg.source == "scripted expert":
+            return record_expert(task, cfg.episodes, **options)
+        return record(task, lambda: read_expert_npz(path), cfg.episodes, source=f"expert {path.name}", **options)
+
+
+def train_base(cfg: BaseConfig, demos: Demonstrations, seed: int, display: Display) -> Imitator:
+    """Imitate the demonstrations."""
+    task = get_task(cfg.task)
+    torch.manual_seed(seed)
+    net = BeTConfig(**cfg.net) if cfg.policy == "bet" else MLPConfig(**cfg.net)
+    policy = build(cfg.policy, task.obs_size, task.action_size, net)
+    how = dataclasses.replace(cfg.training, seed=seed)
+    env = make_vector(task, 10, context=policy.context) if cfg.evaluate else None
+    with display.stage(f"imitating ({cfg.policy})", how.steps) as update:
+        imitate(
+            policy,
+            demos,
+            how,
+            evaluate=env and (lambda p, step: run_episodes(env, p, how.eval_episodes, VALIDATION).rate),
+            progress=lambda step, steps, row: update(step, note=f"loss {row['loss']:.3f}"),
+        )
+    if env is not None:
+        env.close()
+    return policy
+
+
+def make_base(
+    name: str, seed: int, data: Path, cache: Path, display: Display | None = None
+) -> tuple[Imitator, Demonstrations]:
+    """A base of `BASES` and its demonstrations, made once per seed and kept in `cache`."""
+    cfg, display = lookup("base policy of the studies", name, BASES), display or Silent()
+    out = cache / f"{name.replace('/', '-')}-{seed}"
+    if (out / "policy.json").exists():
+        return load_policy(out), Demonstrations.load(out / "demos.h5")
+    demos = demonstrations(cfg, seed, data, display)
+    policy = train_base(cfg, demos, seed, display)
+    out.mkdir(parents=True, exist_ok=True)
+    demos.save(out / "demos.h5")
+    save_policy(policy, out, details={"task": cfg.task, "demonstrations": demos.describe(), "seed": seed})
+    return policy, demos

@@ -1,0 +1,170 @@
+"""The published measurements: each study is a list of runs as data, run by one command and written as CSV.
+
+    python -m policy_decorator.experiments.study controlled-exploration --seeds 0 1 2 --jobs 2
+
+Runs that are finished are kept and not run again, so a study may be interrupted. `results/<study>/` then holds
+summary.csv (a line per run), curves.csv (every curve, a line per point) and provenance.json.
+"""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from policy_decorator import api
+from policy_decorator.disk import atomic_bytes
+from policy_decorator.errors import lookup
+from policy_decorator.experiments.bases import BASES, make_base
+from policy_decorator.experiments.presets import settings
+from policy_decorator.progress import Bars
+from policy_decorator.provenance import provenance
+from policy_decorator.refine import RefineConfig
+from policy_decorator.runlog import RunFolder
+
+CURVES = ("train/success", "eval/full", "eval/behaviour", "eval/base", "train/epsilon")
+SUMMARY = (
+    "task", "policy", "method", "seed", "base_success", "refined_success", "gain", "gain_low", "gain_high", "fixed",
+    "broken", "test_episodes", "env_steps", "decisions", "updates", "base_queries", "wall_seconds", "bound", "horizon",
+    "kept_checkpoint_step", "git_revision",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a study: a base policy, a method and what differs from the `quick` preset."""
+
+    base: str
+    """See `experiments.bases`."""
+    label: str
+    method: str = "policy-decorator"
+    total_steps: int = 60_000
+    bound: float | None = None
+    horizon: int | None = None
+    train: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of TrainConfig."""
+    run: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of RefineConfig."""
+
+
+STUDIES: Mapping[str, tuple[Entry, ...]] = {
+    "controlled-exploration": tuple(
+        Entry(base=base, label=label, bound=bound, horizon=horizon)
+        for base in ("metaworld/peg-insert-side", "metaworld/stick-pull")
+        for label, bound, horizon in (("Policy Decorator", None, None), ("Residual RL", 1.0, 0))
+    ),
+    "adroit": tuple(
+        Entry(base=base, label="Policy Decorator", total_steps=200_000, train={"eval_every": 25_000})
+        for base in ("adroit/door", "adroit/pen")
+    ),
+}
+
+
+def config(entry: Entry, seed: int) -> RefineConfig:
+    base = lookup("base policy of the studies", entry.base, BASES)
+    cfg = settings(
+        "quick",
+        base.task,
+        kind=base.policy,
+        bound=entry.bound,
+        horizon=entry.horizon,
+        total_steps=entry.total_steps,
+    )
+    train = replace(cfg.train, **entry.train)
+    return replace(cfg, method=entry.method, policy=base.policy, seed=seed, train=train, **entry.run)
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    study: tyro.conf.Positional[str]
+    """controlled-exploration or adroit."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """A run of every entry for each."""
+    jobs: int = 1
+    """Runs side by side; give each its own core with OMP_NUM_THREADS=1."""
+    data: Path = Path("../shared/data")
+    """Where the Adroit files are: `adroit/door-v0_demos.pickle`, `adroit/pen_expert.npz`."""
+    runs: Path = Path("runs")
+    """Where the run folders go."""
+    results: Path = Path("results")
+    """Where the tables go."""
+    only: tuple[int, int] | None = None
+    """Run one (entry, seed) and nothing else; used for the processes of `jobs`."""
+
+
+def folder(cfg: StudyConfig, index: int, seed: int) -> Path:
+    entry = STUDIES[cfg.study][index]
+    name = f"{entry.base}-{entry.label}-{seed}".lower().replace("/", "-").replace(" ", "-")
+    return cfg.runs / cfg.study / name
+
+
+def run_one(cfg: StudyConfig, index: int, seed: int) -> None:
+    """One run into its folder, begun anew where an earlier try did not finish."""
+    entry, out = STUDIES[cfg.study][index], folder(cfg, index, seed)
+    display = Bars()
+    policy, demos = make_base(entry.base, seed, cfg.data, cfg.runs / "bases", display)
+    api.run(config(entry, seed), policy, demos=demos, out=out, overwrite=True, display=display)
+
+
+def main(cfg: StudyConfig) -> None:
+    entries = lookup("study", cfg.study, STUDIES)
+    if cfg.only is not None:
+        run_one(cfg, *cfg.only)
+        return
+    todo = [(i, s) for s in cfg.seeds for i in range(len(entries)) if not (folder(cfg, i, s) / "summary.json").exists()]
+    with ThreadPoolExecutor(cfg.jobs) as pool:
+        codes = list(pool.map(lambda job: _spawn(cfg, *job), todo))
+    failed = [job for job, code in zip(todo, codes, strict=True) if code]
+    if failed:
+        raise SystemExit(f"{len(failed)} of {len(todo)} runs failed (entry, seed): {failed}. Their output is above.")
+    collect(cfg)
+
+
+def _spawn(cfg: StudyConfig, index: int, seed: int) -> int:
+    options = ["--data", cfg.data, "--runs", cfg.runs, "--only", index, seed]
+    command = [sys.executable, "-m", "policy_decorator.experiments.study", cfg.study, *map(str, options)]
+    return subprocess.run(command, check=False).returncode
+
+
+def collect(cfg: StudyConfig) -> None:
+    """Tables of all finished runs of the study."""
+    rows: list[list[Any]] = []
+    curves: list[list[Any]] = []
+    for index, entry in enumerate(STUDIES[cfg.study]):
+        for seed in cfg.seeds:
+            run = RunFolder.open(folder(cfg, index, seed))
+            summary, git = run.summary(), run.provenance().get("git", {})
+            summary |= {"method": entry.label, "git_revision": git.get("revision")}
+            summary["gain_low"], summary["gain_high"] = summary["gain_ci95"]
+            rows.append([summary.get(name) for name in SUMMARY])
+            curves += [
+                [entry.base, entry.label, seed, line["env_steps"], name, line[name]]
+                for line in run.metrics()
+                for name in CURVES
+                if line.get(name) is not None
+            ]
+    out = cfg.results / cfg.study
+    out.mkdir(parents=True, exist_ok=True)
+    _write_csv(out / "summary.csv", SUMMARY, rows)
+    _write_csv(out / "curves.csv", ("task", "method", "seed", "env_steps", "metric", "value"), curves)
+    seeds = " ".join(map(str, cfg.seeds))
+    command = f"python -m policy_decorator.experiments.study {cfg.study} --seeds {seeds}"
+    record = {k: v for k, v in provenance(None).items() if k not in ("argv", "executable")}
+    atomic_bytes(out / "provenance.json", (json.dumps({"command": command, **record}, indent=2) + "\n").encode())
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(StudyConfig))

@@ -1,0 +1,67 @@
+"""Demonstrations as transitions of a residual: what the base would have done there, and the correction to it.
+
+raw = (action - base) / alpha, unclipped, so that base + alpha * raw is the demonstrated action exactly. Not in the
+paper; a share of every batch from demonstrations is RLPD's symmetric sampling (arXiv:2302.02948) with a knob.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from policy_decorator.rl.replay import DataSource, Replay
+from policy_decorator.types import Transition
+
+
+@dataclass(frozen=True)
+class Demonstrated:
+    """Episodes one after the other, each cut at its first success, and the base policy's answers in them."""
+
+    obs: Tensor  # (N, Do)
+    action: Tensor  # (N, 1, Da)
+    base: Tensor  # (N, 1, Da)
+    success: Tensor  # (N,) bool
+    lengths: Tensor  # (E,)
+
+
+def transitions(d: Demonstrated, bound: float, *, n_step: int, gamma: float, reward_shift: float) -> Transition:
+    """n-step transitions. Rows whose next observation the demonstrations do not hold are left out."""
+    size = len(d.obs)
+    end = d.lengths.cumsum(0).repeat_interleave(d.lengths)  # (N,) row behind the episode
+    row = torch.arange(size, device=d.obs.device)
+    decisions = (end - row).clamp(max=n_step)  # (N,)
+    reward, reached = torch.zeros(size, device=d.obs.device), torch.zeros_like(d.success)
+    for k in range(n_step):
+        inside = k < decisions
+        at = (row + k).clamp(max=size - 1)
+        reward += inside * gamma**k * (d.success[at].float() + reward_shift)
+        reached |= inside & d.success[at]
+    following = row + decisions
+    keep = reached | (following < end)
+    following = following.clamp(max=size - 1)
+    raw = (d.action - d.base) / bound
+    columns = (
+        d.obs, raw, d.base, reward, reached.float(), decisions.float(), d.obs[following], d.base[following]
+    )  # fmt: skip
+    return Transition(*(x[keep] for x in columns))
+
+
+def as_source(batch: Transition) -> Replay:
+    """A fixed set of transitions to sample from."""
+    source = Replay(len(batch.reward))
+    source.add(batch)
+    return source
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A fixed share of every batch from the second source."""
+
+    first: DataSource
+    second: DataSource
+    share: float
+
+    def sample(self, batch_size: int) -> Transition:
+        n = round(batch_size * self.share)
+        parts = self.first.sample(batch_size - n), self.second.sample(n)
+        return Transition(*(torch.cat(pair) for pair in zip(*parts, strict=True)))

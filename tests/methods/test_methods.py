@@ -1,0 +1,120 @@
+"""The table of methods, and what each builds."""
+
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+
+from policy_decorator.decorator import ProgressiveExploration, Residual
+from policy_decorator.envs.toy import Reach
+from policy_decorator.methods import METHODS, Problem, Run
+from policy_decorator.methods.policy_decorator import Config
+from policy_decorator.rl.nets import Critics, TanhGaussian
+from policy_decorator.snapshot import capture
+from policy_decorator.train import TrainConfig, train
+
+RHYTHM = TrainConfig(total_steps=300, warmup_steps=100, steps_per_round=16, updates_per_step=0.25)
+
+
+def _build(method: str, cfg: Config, base: Any, **options: Any) -> Run:
+    torch.manual_seed(7)
+    given = {"obs_size": 4, "chunk": (1, 2), "capacity": 1000, "warmup_steps": 100} | options
+    return METHODS[method].build(cfg, Problem(Reach(4), base, **given))
+
+
+def _train(run: Run) -> list[dict[str, float]]:
+    lines: list[dict[str, float]] = []
+
+    def log(metrics: Any) -> None:
+        lines.append({name: value.item() for name, value in metrics.items()} | run.monitor.read())
+
+    train(replace(RHYTHM, log_every=16), run, log, lambda: None, lambda: None)
+    return lines
+
+
+def _flat(x: Any) -> list[Any]:
+    """Every tensor and number in nested containers."""
+    if isinstance(x, dict):
+        return [leaf for key in x for leaf in _flat(x[key])]
+    if isinstance(x, list | tuple):
+        return [leaf for item in x for leaf in _flat(item)]
+    return [x.tolist() if isinstance(x, torch.Tensor) else x]
+
+
+def test_residual_rl_is_policy_decorator_with_nothing_controlled_bit_for_bit(small: Config, noisy: nn.Module) -> None:
+    logs, states = [], []
+    for method, changes in (
+        ("residual-rl", {"bound": 0.2, "horizon": 5000}),  # which it does not listen to
+        ("policy-decorator", {"bound": 1.0, "horizon": 0}),
+        ("policy-decorator", {"bound": 1.0, "horizon": 50}),
+    ):
+        run = _build(method, replace(small, **changes), noisy)
+        logs.append(_train(run))
+        states.append(_flat(capture(run)))
+    assert len(logs[0]) == 18
+    assert logs[0] == logs[1]
+    assert states[0] == states[1]
+    assert states[0] != states[2]  # the comparison is able to fail
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_hands_over_a_policy(method: str, small: Config, steady: nn.Module) -> None:
+    assert METHODS[method].name == method
+    assert METHODS[method].summary
+    run = _build(method, small, steady)
+    before = [p.clone() for p in run.learner.actor.parameters()]
+    _train(run)
+    assert run.learner.updates == 50  # a quarter of 300 - 100
+    assert any(not torch.equal(p, q) for p, q in zip(before, run.learner.actor.parameters(), strict=True))
+    window = torch.randn(5, 1, 4)
+    action = run.policy.act(window)
+    assert action.shape == (5, 1, 2)
+    assert not torch.equal(action, cast(Any, steady).act(window))  # what it hands over is what has learned
+
+
+@pytest.mark.parametrize("sees", ["obs", "obs+base"])
+@pytest.mark.parametrize("scored", ["sum", "concat", "residual"])
+def test_every_choice_of_what_the_networks_see_trains(sees: Any, scored: Any, small: Config, steady: nn.Module) -> None:
+    run = _build("policy-decorator", replace(small, actor_sees=sees, critic_sees=scored), steady)
+    actor, critic = cast(TanhGaussian, run.learner.actor), cast(Critics, run.learner.critic)
+    assert cast(nn.Linear, actor.net[0]).in_features == 4 + 2 * (sees == "obs+base")
+    assert critic.weights[0].shape == (2, 4 + 2 + 2 * (scored == "concat"), 16)
+    _train(run)
+    assert all(p.isfinite().all() for p in actor.parameters())
+
+
+def test_the_settings_reach_their_parts(small: Config, steady: nn.Module) -> None:
+    cfg = replace(small, bound=0.25, horizon=300, n_step=2, reward_shift=-0.5)
+    run = _build("policy-decorator", cfg, steady, seed=77, capacity=123)
+    collector = run.collector
+    assert collector.composition == Residual(0.25)
+    assert collector.gate == ProgressiveExploration(300, 0)
+    assert (collector.reward_shift, collector.seed) == (-0.5, 77)
+    assert (run.nstep.n, run.nstep.gamma, run.replay.capacity) == (2, cfg.sac.gamma, 123)
+    assert torch.equal(collector.window, Reach(4).reset(77))
+    assert run.data is run.replay
+    late = _build("policy-decorator", replace(cfg, base_only_warmup=True), steady)
+    assert late.collector.gate == ProgressiveExploration(300, 100)
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_statistics_standardize_both_networks_if_wanted(standardize: bool, small: Config, steady: nn.Module) -> None:
+    statistics = torch.arange(4.0), torch.arange(4.0) + 1
+    cfg = replace(small, standardize_obs=standardize, actor_sees="obs+base")
+    run = _build("policy-decorator", cfg, steady, obs_statistics=statistics)
+    actor, critic = cast(TanhGaussian, run.learner.actor), cast(Critics, run.learner.critic)
+    expected = [0.0, 1, 2, 3] if standardize else [0.0] * 4
+    assert actor.standardize.mean.tolist() == [*expected, 0, 0]  # base actions pass as they are
+    assert critic.standardize.mean.tolist() == expected
+    target = cast(Critics, run.learner.target)
+    assert target.standardize.mean.tolist() == expected
+
+
+def test_defaults_are_the_papers() -> None:
+    cfg = Config()
+    assert (cfg.actor_sees, cfg.critic_sees, cfg.n_step, cfg.reward_shift) == ("obs", "sum", 1, -1.0)
+    assert not cfg.standardize_obs
+    assert not cfg.base_only_warmup
+    assert cfg.demo_share == 0.0

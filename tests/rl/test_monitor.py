@@ -1,0 +1,57 @@
+"""What the monitor reads off transitions, by hand."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from policy_decorator.rl.monitor import Monitor
+from policy_decorator.types import Step, Transition
+
+
+def _observe(monitor: Monitor, raw: Tensor, done: list[bool], success: list[bool]) -> None:
+    n = len(raw)
+    zero, obs = torch.zeros(n), torch.zeros(n, 3)
+    t = Transition(obs, raw, torch.zeros_like(raw), zero, zero, zero, obs, torch.zeros_like(raw))
+    s, d = torch.tensor(success), torch.tensor(done)
+    monitor.observe(t, Step(obs[:, None], obs[:, None], s, s, d, torch.ones(n, dtype=torch.long), torch.arange(n)))
+
+
+def test_readings_by_hand() -> None:
+    monitor = Monitor()
+    assert monitor.read() == {}
+    raw = torch.tensor([[[0.5, -0.5]], [[0.0, 0.0]], [[1.0, 0.0]]])  # the second row's base acted alone
+    _observe(monitor, raw, [True, False, True], [True, False, False])
+    _observe(monitor, torch.tensor([[[-0.96, 0.97]], [[0.0, 0.0]], [[0.0, 0.0]]]), [False] * 3, [False] * 3)
+    assert monitor.read() == pytest.approx(
+        {
+            "train/success": 0.5,
+            "train/residual_share": 3 / 6,
+            "train/residual_norm": (0.5 + 0.5 + 0.965) / 3,
+            "train/saturation": (0.0 + 0.5 + 1.0) / 3,
+        }
+    )
+    assert monitor.read() == {"train/success": 0.5}  # sizes are since the last reading, successes the last hundred
+
+
+def test_no_size_is_reported_where_the_residual_never_spoke() -> None:
+    monitor = Monitor()
+    _observe(monitor, torch.zeros(2, 1, 2), [False, False], [False, False])
+    assert monitor.read() == {"train/residual_share": 0.0}
+
+
+def test_success_is_over_the_last_hundred_episodes() -> None:
+    monitor = Monitor()
+    for success in (False, True):
+        for _ in range(30):
+            _observe(monitor, torch.zeros(2, 1, 1), [True, True], [success, success])
+    assert monitor.read()["train/success"] == pytest.approx(0.6)
+
+
+def test_a_restored_monitor_reads_the_same() -> None:
+    one, two = Monitor(), Monitor()
+    for _ in range(80):
+        _observe(one, torch.rand(2, 1, 2), [True, True], [bool(torch.rand(1) < 0.4), False])
+    two.restore(one.state())
+    for monitor in (one, two):
+        _observe(monitor, torch.full((2, 1, 2), 0.3), [True, False], [True, False])
+    assert one.read() == two.read()

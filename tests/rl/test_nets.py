@@ -1,0 +1,175 @@
+"""The actor's density and the critics, against torch.distributions, quadrature and plain modules."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal, TransformedDistribution
+from torch.distributions.transforms import TanhTransform
+
+from policy_decorator.rl.nets import Critics, NetConfig, Standardize, TanhGaussian, mlp
+
+
+def _gaussian(actor: TanhGaussian, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation as the head says them."""
+    mean, x = actor.net(seen).chunk(2, dim=-1)
+    low, high = actor.cfg.log_std_min, actor.cfg.log_std_max
+    return mean, (low + (high - low) * (x.tanh() + 1) / 2).exp()
+
+
+@pytest.mark.parametrize("chunk", [(1, 1), (1, 4), (3, 2)])
+def test_log_probability_is_that_of_torch_distributions(chunk: tuple[int, int]) -> None:
+    actor = TanhGaussian(5, chunk, NetConfig(width=16, depth=1, head_gain=3.0, log_std_min=-3)).double()
+    seen = torch.randn(200, 5, dtype=torch.float64)
+    sample, log_prob = actor(seen)
+    assert sample.shape == (200, *chunk)
+    mean, std = _gaussian(actor, seen)
+    reference = TransformedDistribution(Independent(Normal(mean, std), 1), TanhTransform())
+    keep = sample.flatten(1).abs().amax(1) < 1 - 1e-9  # the reference inverts tanh, which rounds at the very edge
+    assert keep.float().mean() > 0.8
+    torch.testing.assert_close(
+        log_prob[keep], reference.log_prob(sample.flatten(1))[keep], rtol=1e-6, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("mean", "log_std"), [(0.0, 0.0), (0.8, -1.0), (-2.0, 0.5), (0.0, -6.0)])
+def test_the_density_integrates_to_one(monkeypatch: pytest.MonkeyPatch, mean: float, log_std: float) -> None:
+    """One dimension: the sample as a function of the noise sweeps (-1, 1); integrate exp(log_prob) over it."""
+    actor = TanhGaussian(1, (1, 1)).double()
+    noise = torch.linspace(-9, 9, 40001, dtype=torch.float64)[:, None]
+    monkeypatch.setattr(actor, "_mean_and_log_std", lambda seen: (mean + 0 * seen, log_std + 0 * seen))
+    monkeypatch.setattr(torch, "randn_like", lambda x: noise)
+    sample, log_prob = actor(noise)
+    assert torch.trapezoid(log_prob.exp(), sample.flatten()).item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_log_probability_stays_finite_where_tanh_saturates() -> None:
+    actor = TanhGaussian(2, (1, 3), NetConfig(width=8, depth=1))
+    with torch.no_grad():
+        actor.net[-1].bias.fill_(40.0)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    sample, log_prob = actor(torch.randn(64, 2))
+    assert (sample.abs() == 1).any()
+    assert log_prob.isfinite().all()
+    log_prob.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in actor.parameters())
+
+
+def test_samples_have_the_distribution_that_the_log_probability_claims() -> None:
+    actor = TanhGaussian(2, (1, 2), NetConfig(width=8, depth=1, head_gain=1.0, log_std_min=-2, log_std_max=0))
+    seen = torch.tensor([[0.5, -1.0]]).repeat(40_000, 1)
+    sample, log_prob = actor(seen)
+    mean, std = (x[0].tolist() for x in _gaussian(actor, seen))
+    u = sample.flatten(1).atanh()
+    for k in range(2):
+        assert u[:, k].mean().item() == pytest.approx(mean[k], abs=5 * std[k] / 200)
+        assert u[:, k].std().item() == pytest.approx(std[k], rel=0.02)
+    assert abs(torch.corrcoef(u.T)[0, 1].item()) < 5 / 200
+    reference = Independent(Normal(torch.tensor(mean), torch.tensor(std)), 1)
+    change = reference.entropy() + (1 - sample.flatten(1) ** 2).log().sum(1).mean()  # of variables, Monte Carlo
+    assert -log_prob.mean().item() == pytest.approx(change.item(), abs=0.05)
+
+
+def test_the_mode_is_tanh_of_the_mean_and_draws_nothing() -> None:
+    actor, seen = TanhGaussian(3, (2, 2), NetConfig(head_gain=1.0)), torch.randn(7, 3)
+    before = torch.get_rng_state()
+    torch.testing.assert_close(actor.mode(seen), _gaussian(actor, seen)[0].tanh().view(7, 2, 2))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("low", "high"), [(-20.0, 2.0), (-5.0, 0.5)])
+def test_log_std_covers_its_range_and_never_leaves_it(low: float, high: float) -> None:
+    actor = TanhGaussian(3, (1, 2), NetConfig(head_gain=300.0, log_std_min=low, log_std_max=high))
+    log_std = actor._mean_and_log_std(10 * torch.randn(2000, 3))[1]
+    assert log_std.min().item() == pytest.approx(low, abs=1e-3)
+    assert log_std.max().item() == pytest.approx(high, abs=1e-3)
+    assert ((log_std >= low - 1e-5) & (log_std <= high + 1e-5)).all()
+
+
+def test_an_untrained_actor_hardly_explores_as_in_the_released_code() -> None:
+    log_std = TanhGaussian(6, (1, 3))._mean_and_log_std(torch.randn(500, 6))[1]
+    torch.testing.assert_close(log_std, torch.full_like(log_std, -9.0), atol=0.15, rtol=0)  # (-20 + 2) / 2
+
+
+def test_a_state_dict_holds_the_statistics() -> None:
+    actor = TanhGaussian(3, (1, 1))
+    actor.standardize.set(torch.tensor([1.0, 2, 3]), torch.tensor([4.0, 5, 6]))
+    again = TanhGaussian(3, (1, 1))
+    again.load_state_dict(actor.state_dict())
+    seen = 10 * torch.randn(50, 3)
+    assert torch.equal(again.mode(seen), actor.mode(seen))
+
+
+# ---- standardisation ------------------------------------------------------------------------------------------
+
+
+def test_standardize_is_the_identity_until_it_is_set() -> None:
+    x = 1e6 * torch.randn(10, 4)
+    assert torch.equal(Standardize(4)(x), x)
+
+
+def test_standardize_by_hand_and_a_base_action_behind_passes_unchanged() -> None:
+    standardize = Standardize(4)
+    standardize.set(torch.tensor([1.0, 5.0]), torch.tensor([2.0, 0.0]))
+    x = torch.tensor([[5.0, 5.002, 123.0, -4.0], [1e6, -1e6, 0.0, 7.0]])
+    expected = torch.tensor([[4 / 2.001, 2.0, 123.0, -4.0], [10.0, -10.0, 0.0, 7.0]])
+    torch.testing.assert_close(standardize(x), expected, rtol=1e-3, atol=1e-3)
+
+
+# ---- critics --------------------------------------------------------------------------------------------------
+
+
+def test_mlp_layers() -> None:
+    net = mlp((3, 8, 8, 2), layer_norm=True, head_gain=0.5)
+    kinds = [type(m) for m in net]
+    assert kinds == [nn.Linear, nn.LayerNorm, nn.ReLU, nn.Linear, nn.LayerNorm, nn.ReLU, nn.Linear]
+    head = net[-1]
+    assert isinstance(head, nn.Linear)
+    torch.testing.assert_close(head.weight @ head.weight.T, 0.25 * torch.eye(2), atol=1e-6, rtol=0)
+    assert not head.bias.any()
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_the_critics_are_n_plain_networks(n: int, layer_norm: bool) -> None:
+    critics = Critics(4, 3, NetConfig(width=16, depth=2, critics=n, critic_layer_norm=layer_norm, head_gain=1.0))
+    with torch.no_grad():
+        for p in critics.parameters():
+            p.add_(0.1 * torch.randn_like(p))  # biases are not all zero
+    obs, action = torch.randn(9, 4), torch.randn(9, 1, 3)
+    q = critics(obs, action)
+    assert q.shape == (n, 9)
+    for k in range(n):
+        net = mlp((7, 16, 16, 1), layer_norm=layer_norm, head_gain=1.0)  # LayerNorms of scale 1 and shift 0
+        linears = [m for m in net if isinstance(m, nn.Linear)]
+        with torch.no_grad():
+            for m, w, b in zip(linears, critics.weights, critics.biases, strict=True):
+                m.weight.copy_(w[k].T)
+                m.bias.copy_(b[k, 0])
+        torch.testing.assert_close(q[k], net(torch.cat([obs, action.flatten(1)], 1)).squeeze(1), rtol=1e-5, atol=1e-5)
+
+
+def test_the_critics_begin_independently_near_zero() -> None:
+    critics = Critics(4, 2)
+    q = critics(torch.randn(100, 4), torch.randn(100, 1, 2))
+    assert q.abs().max() < 0.05  # the small last layer
+    assert not torch.allclose(q[0], q[1], atol=1e-5)
+    for w, fan_in in zip(critics.weights[:-1], (6, 256, 256), strict=True):
+        assert w.abs().max().item() == pytest.approx(1 / math.sqrt(fan_in), rel=0.02)  # PyTorch's default
+
+
+def test_the_critics_standardize_observations_alone() -> None:
+    critics = Critics(2, 1, NetConfig(width=8, depth=1, head_gain=1.0))
+    obs, action = torch.randn(5, 2), torch.randn(5, 1, 1)
+    plain = critics((obs - 3) / 2.001, action)
+    critics.standardize.set(torch.full((2,), 3.0), torch.full((2,), 2.0))
+    torch.testing.assert_close(critics(obs, action), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_copy_with_the_same_parameters_gives_the_same_values() -> None:
+    cfg = NetConfig(width=8, depth=2, critic_layer_norm=True)
+    one, two = Critics(3, 2, cfg), Critics(3, 2, cfg)
+    obs, action = torch.randn(5, 3), torch.randn(5, 1, 2)
+    assert not torch.equal(one(obs, action), two(obs, action))
+    two.load_state_dict(one.state_dict())
+    assert torch.equal(one(obs, action), two(obs, action))
