@@ -41,5 +41,5 @@ def main(total_steps: int) -> Refined:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Refine a hand-written controller.")
-    parser.add_argument("--total-steps", type=int, default=15_000, help="environment steps of training")
+    parser.add_argument("--total-steps", type=int, default=40_000, help="environment steps of training")
     main(parser.parse_args().total_steps)

@@ -34,9 +34,15 @@ from policy_decorator.refine import RefineConfig
 from policy_decorator.runlog import RunFolder
 
 TASK = "toy/reach-gym"
-NET = "--width 16 --depth 1 --batch-size 32".split()
-SHORT = [*NET, *"--total-steps 400 --warmup-steps 100 --horizon 100 --eval-episodes 8 --test-episodes 8".split()]
-SHORT += "--eval-every 200 --save-every 200 --log-every 100 --steps-per-round 50 --quiet".split()
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+NET = words("--width 16 --depth 1 --batch-size 32")
+SHORT = NET + words("--total-steps 400 --warmup-steps 100 --horizon 100 --eval-episodes 8 --test-episodes 8")
+SHORT += words("--eval-every 200 --save-every 200 --log-every 100 --steps-per-round 50 --quiet")
 
 
 class Result(NamedTuple):
@@ -73,7 +79,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("cli")
     demos, base, run = folder / "demos.h5", folder / "base", folder / "run"
     told = {"demos": pidec("demos", TASK, "--out", demos, "--episodes", "20", "--noise", "0.2", "--json").value}
-    training = "--steps 240 --eval-every 80 --eval-episodes 8 --lr 3e-3 --json".split()
+    training = words("--steps 240 --eval-every 80 --eval-episodes 8 --lr 3e-3 --json")
     told["imitate"] = pidec("imitate", "mlp", "--demos", demos, "--out", base, *NET, *training).value
     own = ["--bound", "0.3", "--demo-share", "0.25", "--json"]
     told["refine"] = pidec("refine", "--policy", base, "--demos", demos, "--out", run, *SHORT, *own).value
@@ -467,7 +473,7 @@ def test_json_that_does_not_fit_is_refused() -> None:
         ({key: value for key, value in good.items() if key != "task"}, "task"),
     ]
     for value, reason in wrong:
-        with pytest.raises(UserError, match="config.json") as refused:
+        with pytest.raises(UserError, match=r"config\.json") as refused:
             from_json(RefineConfig, value, "config.json")
         assert reason in str(refused.value)
 

@@ -1,4 +1,4 @@
-"""Policy Decorator: make a frozen robot policy near-perfect with a small, bounded, progressively introduced residual."""
+"""Policy Decorator: refine a frozen robot policy by a small residual, bounded and introduced progressively."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from policy_decorator.envs import get_task
 from policy_decorator.errors import UserError
 from policy_decorator.experiments.presets import settings
 from policy_decorator.progress import Bars, Display, Silent
-from policy_decorator.refine import RefineConfig, refine
+from policy_decorator.refine import RefineConfig, device_of, refine
 from policy_decorator.refined import Refined, saveable
 from policy_decorator.reports.html import write_report
 from policy_decorator.runlog import RunFolder
@@ -62,8 +63,8 @@ def decorate(
 def policy_decorator(task: str, **options: Any) -> Callable[[Any], Refined]:
     """`decorate` as a decorator: the function is refined when it is defined, and its name then is the refined policy.
 
-        @policy_decorator("metaworld/peg-insert-side", bound=0.6, total_steps=40_000)
-        def act(obs): ...
+    @policy_decorator("metaworld/peg-insert-side", bound=0.6, total_steps=40_000)
+    def act(obs): ...
     """
     return lambda policy: decorate(policy, task, **options)
 
@@ -102,10 +103,8 @@ def run(
             save_policy(base, folder.path / "base", details={"task": config.task})  # pyright: ignore[reportArgumentType]
     else:
         folder, state = _resume(config, out)
-    with _closing(folder):
-        refined, comparison = refine(
-            config, base, folder, demos=demos, display=display, resume=state, force=force
-        )
+    with folder or nullcontext():
+        refined, comparison = refine(config, base, folder, demos=demos, display=display, resume=state, force=force)
         if folder is not None:
             film(task, folder.path, comparison, display)
             write_report(folder.path)
@@ -130,11 +129,5 @@ def _resume(config: RefineConfig, out: str | Path | None) -> tuple[RunFolder, di
     different = sorted(key for key in now if now[key] != before.get(key))
     if different:
         raise UserError(f"{out} was started with other settings of {', '.join(different)}: resume with its own.")
-    state = snapshot.read(Path(out) / "checkpoints" / "last.pt", _device(config))
+    state = snapshot.read(Path(out) / "checkpoints" / "last.pt", device_of(config))
     return RunFolder.resume(out, state["counts"]["step"]), state
-
-
-def _device(config: RefineConfig) -> Any:
-    import torch
-
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)

@@ -45,7 +45,8 @@ class Bars:
         task = bars.add_task(title, total=total, note="")
 
         def update(done: int, total: int = total, note: str = "") -> None:
-            bars.update(task, completed=done, total=total, **({"note": note} if note else {}))
+            fields = {"note": note} if note else {}
+            bars.update(task, completed=done, total=total, advance=None, visible=None, refresh=False, **fields)
 
         if outer is None:
             self._bars = bars

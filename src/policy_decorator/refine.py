@@ -18,7 +18,18 @@ from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.envs import get_task
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError, lookup
-from policy_decorator.evaluation import EPISODES_PER_SEED, TEST, TRAINING, VALIDATION, Comparison, Episodes, Gated, Played, Recorded, run_episodes
+from policy_decorator.evaluation import (
+    EPISODES_PER_SEED,
+    TEST,
+    TRAINING,
+    VALIDATION,
+    Comparison,
+    Episodes,
+    Gated,
+    Played,
+    Recorded,
+    run_episodes,
+)
 from policy_decorator.methods import METHODS, Problem, policy_decorator
 from policy_decorator.progress import Display, Silent
 from policy_decorator.refined import Refined
@@ -65,6 +76,11 @@ class RefineConfig:
     """Time limit of an episode in environment steps; None takes the task's."""
 
 
+def device_of(cfg: RefineConfig) -> torch.device:
+    """`cfg.device`, "auto" being CUDA where there is any."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
+
+
 class Refinement:
     """The parts of one run and what is done with them; `refine` says in which order."""
 
@@ -79,7 +95,7 @@ class Refinement:
         self.cfg, self.base, self.folder, self.display = cfg, base, folder, display or Silent()
         method, task = lookup("method", cfg.method, METHODS), get_task(cfg.task)
         self.task = dataclasses.replace(task, max_steps=cfg.max_steps or task.max_steps)
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
+        self.device = device_of(cfg)
         self.chunk = int(getattr(base, "chunk", 1))
         self.hash_before = _hash(base)
         torch.manual_seed(cfg.seed)
@@ -123,7 +139,9 @@ class Refinement:
             answer = self.base.act(window)
         wanted = (len(window), self.chunk, self.task.action_size)
         if tuple(answer.shape) != wanted:
-            raise UserError(f"The base policy answers with shape {tuple(answer.shape)}, {self.task.name} needs {wanted}.")
+            raise UserError(
+                f"The base policy answers with shape {tuple(answer.shape)}, {self.task.name} needs {wanted}."
+            )
         if not answer.isfinite().all():
             raise UserError("The base policy's first action is not finite: look at its observation statistics.")
 
@@ -277,8 +295,8 @@ def demonstrate(demos: Demonstrations, base: BasePolicy, device: torch.device) -
         bases.append(answer)
         success.append(torch.from_numpy(demos.success[start : start + n]).to(device))
         lengths.append(n)
-    columns = (torch.cat(x) for x in (obs, actions, bases, success))
-    return Demonstrated(*columns, torch.tensor(lengths, device=device))
+    rows = torch.cat(obs), torch.cat(actions), torch.cat(bases), torch.cat(success)
+    return Demonstrated(*rows, torch.tensor(lengths, device=device))
 
 
 def _hash(base: BasePolicy) -> str | None:

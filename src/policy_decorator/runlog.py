@@ -69,9 +69,7 @@ class RunFolder:
         self._seconds_before = 0.0
 
     @classmethod
-    def create(
-        cls, path: Path | str, config: Any, *, overwrite: bool = False, tensorboard: bool = True
-    ) -> "RunFolder":
+    def create(cls, path: Path | str, config: Any, *, overwrite: bool = False, tensorboard: bool = True) -> "RunFolder":
         """A new run. Raises UserError when the folder holds one, unless `overwrite` moves that one aside."""
         path, resolved = Path(path), to_json(config)
         _make_room(path, overwrite)
@@ -123,9 +121,7 @@ class RunFolder:
         if not self._tensorboard:
             return
         writer, env_steps = self._board(), counted.pop("env_steps")
-        scalars = {name: line[name] for name in metrics} | {
-            f"counts/{name}": n for name, n in counted.items()
-        }
+        scalars = {name: line[name] for name in metrics} | {f"counts/{name}": n for name, n in counted.items()}
         with disk_errors(self.path / "tensorboard"):
             for name, value in scalars.items():
                 if value is not None:
@@ -140,9 +136,7 @@ class RunFolder:
         Raises ValueError when the three differ in length.
         """
         if not len(seeds) == len(success) == len(lengths):
-            raise ValueError(
-                f"{len(seeds)} seeds, {len(success)} outcomes and {len(lengths)} lengths do not match"
-            )
+            raise ValueError(f"{len(seeds)} seeds, {len(success)} outcomes and {len(lengths)} lengths do not match")
         columns = {"seeds": map(int, seeds), "success": map(bool, success), "lengths": map(int, lengths)}
         line = {
             "name": name,
@@ -164,9 +158,7 @@ class RunFolder:
         """Drops the metrics and evaluations logged after `env_steps`, and a last line that was cut short."""
         for path in (self.path / "metrics.jsonl", self.path / "episodes.jsonl"):
             if path.exists():
-                kept = [
-                    json.dumps(line) + "\n" for line in read_lines(path) if line["env_steps"] <= env_steps
-                ]
+                kept = [json.dumps(line) + "\n" for line in read_lines(path) if line["env_steps"] <= env_steps]
                 atomic_bytes(path, "".join(kept).encode())
 
     @property

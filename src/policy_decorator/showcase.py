@@ -26,18 +26,18 @@ def film(task: Task, folder: Path, comparison: Comparison, display: Display) -> 
     pair = [(played, played.episodes) for played in (comparison.base, comparison.refined)]
     seed = comparison.base.episodes.seed + index
     actions = [_actions(p.trajectories[seed], int(e.env_steps[index])) for p, e in pair]
-    labels = [f"{name}: {'success' if e.success[index] else 'failure'}" for name, (_, e) in zip(NAMES, pair, strict=True)]
+    success = (bool(pair[0][1].success[index]), bool(pair[1][1].success[index]))
     videos = folder / "videos"
     videos.mkdir(exist_ok=True)
     if task.renders and renderer() is not None:
-        return _render(task, seed, actions, labels, videos, display)
+        return _render(task, seed, actions, success, videos, display)
     if task.renders:
         display.say(how_to_render())
     if task.points is None:
         return None
     paths = [_paths(p.trajectories[seed], task.points) for p, _ in pair]
-    draw_paths(paths[0], paths[1], videos / "paths.png", f"{task.name}, test episode {index}", labels)
-    return videos / "paths.png"
+    title = f"{task.name}, test episode {index}"
+    return draw_paths(paths[0], paths[1], videos / "paths.png", title, NAMES, success)
 
 
 def pick(comparison: Comparison) -> int:
@@ -50,7 +50,7 @@ def pick(comparison: Comparison) -> int:
 
 
 def _render(
-    task: Task, seed: int, actions: list[np.ndarray], labels: list[str], videos: Path, display: Display
+    task: Task, seed: int, actions: list[np.ndarray], success: tuple[bool, bool], videos: Path, display: Display
 ) -> Path:
     longest = max(len(a) for a in actions)
     frames: list[list[np.ndarray]] = []
@@ -60,9 +60,8 @@ def _render(
             frames.append(render_rollout(task, sequence, seed, max_frames=share))
             update(done)
     fps = max(1.0, task.control_hz / SLOWDOWN * max(map(len, frames)) / longest)
-    path = videos / "side_by_side.mp4"
-    write_side_by_side(frames[0], frames[1], path, fps, labels)
-    poster(frames[0], frames[1], videos / "poster.png", labels)
+    path = write_side_by_side(frames[0], frames[1], videos / "side_by_side.mp4", fps, NAMES, success)
+    poster((frames[0], frames[1]), videos / "poster.png")
     return path
 
 

@@ -60,9 +60,7 @@ def paired_gain(base: np.ndarray, refined: np.ndarray) -> PairedGain:
     """
     base, refined = np.asarray(base, dtype=bool), np.asarray(refined, dtype=bool)
     if base.ndim != 1 or base.shape != refined.shape or base.size == 0:
-        raise ValueError(
-            f"two equal, non-empty rows of outcomes are needed, got {base.shape} and {refined.shape}"
-        )
+        raise ValueError(f"two equal, non-empty rows of outcomes are needed, got {base.shape} and {refined.shape}")
     n = int(base.size)
     fixed, broken = int((~base & refined).sum()), int((base & ~refined).sum())
     p_fixed, p_broken = (fixed + 1) / (n + 2), (broken + 1) / (n + 2)

@@ -38,7 +38,6 @@ def train(
 ) -> None:
     """Collect, update, log, evaluate and save, until `total_steps` environment steps are done."""
     collector, learner = run.collector, run.learner
-    metrics: dict[str, Tensor] = {}
     while collector.step < cfg.total_steps:
         before = collector.step
         propose = learner.propose if before >= cfg.warmup_steps else _uniform_like(collector.action)
@@ -50,11 +49,11 @@ def train(
                 run.replay.add(complete)
 
         owed = int(max(collector.step - cfg.warmup_steps, 0) * cfg.updates_per_step) - learner.updates
-        for _ in range(owed):
-            metrics |= learner.update(run.data.sample(learner.cfg.batch_size))
+        for _ in range(owed if run.replay.size else 0):  # the first n-step returns take n decisions
+            run.monitor.learning |= learner.update(run.data.sample(learner.cfg.batch_size))
 
         if crosses(before, collector.step, cfg.log_every):
-            log(metrics)
+            log(run.monitor.learning)
         if crosses(before, collector.step, cfg.eval_every) or collector.step >= cfg.total_steps:
             evaluate()
         if crosses(before, collector.step, cfg.save_every) or collector.step >= cfg.total_steps:

@@ -74,5 +74,4 @@ class Composition(Protocol):
 class Gate(Protocol):
     """Which environments let the actor speak at this decision."""
 
-    # environment steps so far, (B,) decisions since reset -> (B,) bool
-    def __call__(self, step: int, episode_step: Tensor) -> Tensor: ...
+    def __call__(self, step: int, episode_step: Tensor) -> Tensor: ...  # steps so far, (B,) since reset -> (B,) bool

@@ -208,12 +208,12 @@ def test_an_action_changed_afterwards_by_its_owner_does_not_change_the_replay() 
 
 
 def test_workers_do_what_one_process_does() -> None:
-    task = TASKS["toy/reach-gym"]
-    here = SimulatorVector(task, 2, context=2, chunk=2)
-    there = SimulatorVector(task, 2, context=2, chunk=2, workers=True)
+    task, n = TASKS["toy/reach-gym"], 3
+    here = SimulatorVector(task, n, context=2, chunk=2)
+    there = SimulatorVector(task, n, context=2, chunk=2, workers=2)  # two environments and one
     try:
         assert torch.equal(here.reset(5), there.reset(5))
-        actions, ends = _actions(2, 2, 30), 0
+        actions, ends = _actions(n, 2, 30), 0
         for action in actions[:17]:
             a, b = here.step(action), there.step(action)
             assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
@@ -226,6 +226,15 @@ def test_workers_do_what_one_process_does() -> None:
     finally:
         here.close()
         there.close()
+
+
+def test_what_goes_wrong_in_a_worker_is_said() -> None:
+    envs = SimulatorVector(replace(TASKS["toy/reach-gym"], make_env=int), 1, workers=1)  # pyright: ignore[reportArgumentType]
+    try:
+        with pytest.raises(RuntimeError, match=r"(?s)failed.*TypeError: int\(\)"):
+            envs.reset(0)
+    finally:
+        envs.close()
 
 
 def test_make_vector_takes_the_native_one_where_it_fits() -> None:

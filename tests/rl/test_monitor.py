@@ -51,7 +51,11 @@ def test_a_restored_monitor_reads_the_same() -> None:
     one, two = Monitor(), Monitor()
     for _ in range(80):
         _observe(one, torch.rand(2, 1, 2), [True, True], [bool(torch.rand(1) < 0.4), False])
-    two.restore(one.state())
+    one.learning |= {"loss/actor": torch.tensor(0.5)}
+    state = one.state()
+    one.learning |= {"loss/actor": torch.tensor(9.0)}  # what was captured stays as it was
+    two.restore(state)
+    assert two.learning == {"loss/actor": torch.tensor(0.5)}
     for monitor in (one, two):
         _observe(monitor, torch.full((2, 1, 2), 0.3), [True, False], [True, False])
     assert one.read() == two.read()

@@ -120,9 +120,8 @@ def test_standardize_by_hand_and_a_base_action_behind_passes_unchanged() -> None
 
 
 def test_mlp_layers() -> None:
-    net = mlp((3, 8, 8, 2), layer_norm=True, head_gain=0.5)
-    kinds = [type(m) for m in net]
-    assert kinds == [nn.Linear, nn.LayerNorm, nn.ReLU, nn.Linear, nn.LayerNorm, nn.ReLU, nn.Linear]
+    net = mlp((3, 8, 8, 2), 0.5)
+    assert [type(m) for m in net] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
     head = net[-1]
     assert isinstance(head, nn.Linear)
     torch.testing.assert_close(head.weight @ head.weight.T, 0.25 * torch.eye(2), atol=1e-6, rtol=0)
@@ -140,13 +139,14 @@ def test_the_critics_are_n_plain_networks(n: int, layer_norm: bool) -> None:
     q = critics(obs, action)
     assert q.shape == (n, 9)
     for k in range(n):
-        net = mlp((7, 16, 16, 1), layer_norm=layer_norm, head_gain=1.0)  # LayerNorms of scale 1 and shift 0
-        linears = [m for m in net if isinstance(m, nn.Linear)]
-        with torch.no_grad():
-            for m, w, b in zip(linears, critics.weights, critics.biases, strict=True):
-                m.weight.copy_(w[k].T)
-                m.bias.copy_(b[k, 0])
-        torch.testing.assert_close(q[k], net(torch.cat([obs, action.flatten(1)], 1)).squeeze(1), rtol=1e-5, atol=1e-5)
+        x = torch.cat([obs, action.flatten(1)], dim=1)
+        for w, b in zip(critics.weights[:-1], critics.biases[:-1], strict=True):
+            x = nn.functional.linear(x, w[k].T, b[k, 0])
+            if layer_norm:  # without scale and shift
+                x = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+            x = x.clamp(min=0)
+        last = nn.functional.linear(x, critics.weights[-1][k].T, critics.biases[-1][k, 0])
+        torch.testing.assert_close(q[k], last.squeeze(1), rtol=1e-5, atol=1e-5)
 
 
 def test_the_critics_begin_independently_near_zero() -> None:

@@ -29,9 +29,7 @@ class PolicyEntry:
 
 POLICIES: dict[str, PolicyEntry] = {
     "mlp": PolicyEntry("mlp", "Behaviour cloning with a multi-layer perceptron.", MLPConfig, MLPPolicy),
-    "bet": PolicyEntry(
-        "bet", "Behavior Transformer, a base policy of the paper.", BeTConfig, BehaviorTransformer
-    ),
+    "bet": PolicyEntry("bet", "Behavior Transformer, a base policy of the paper.", BeTConfig, BehaviorTransformer),
 }
 
 
@@ -44,7 +42,5 @@ def build(name: str, obs_size: int, action_size: int, cfg: Any = None) -> Imitat
     entry = lookup("base policy", name, POLICIES)
     cfg = entry.config() if cfg is None else cfg
     if not isinstance(cfg, entry.config):
-        raise UserError(
-            f"The base policy {name!r} needs a {entry.config.__name__}, got a {type(cfg).__name__}."
-        )
+        raise UserError(f"The base policy {name!r} needs a {entry.config.__name__}, got a {type(cfg).__name__}.")
     return entry.build(cfg, obs_size, action_size)

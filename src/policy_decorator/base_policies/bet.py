@@ -60,9 +60,7 @@ class BeTConfig:
         if min(self.context, self.clusters, self.layers, self.heads, self.width, self.gpt_output) < 1:
             raise UserError(f"The sizes of a Behavior Transformer must be at least 1, got {self}.")
         if self.width % self.heads:
-            raise UserError(
-                f"width {self.width} is not a multiple of heads {self.heads}: change one of them."
-            )
+            raise UserError(f"width {self.width} is not a multiple of heads {self.heads}: change one of them.")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout must be in [0, 1), got {self.dropout}.")
         if self.mode not in ("argmax", "sample"):
@@ -79,9 +77,7 @@ class Block(nn.Module):
         self.attention_in = nn.Linear(width, 3 * width)
         self.attention_out = nn.Linear(width, width)
         self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
 
     def residual_projections(self) -> list[nn.Linear]:
         """The two layers whose outputs are added to the stream."""
@@ -118,9 +114,7 @@ class BehaviorTransformer(nn.Module):
         self.norm = nn.LayerNorm(cfg.width)
         self.output = nn.Linear(cfg.width, cfg.gpt_output, bias=False)
         self._initialise()
-        self.head = nn.Linear(
-            cfg.gpt_output, cfg.clusters * (1 + action_size)
-        )  # outside: PyTorch's own initialisation
+        self.head = nn.Linear(cfg.gpt_output, cfg.clusters * (1 + action_size))  # outside: PyTorch's own initialisation
         self.register_buffer("centres", torch.zeros(cfg.clusters, action_size))
 
     @torch.no_grad()
@@ -133,9 +127,7 @@ class BehaviorTransformer(nn.Module):
         self.position.normal_(0.0, INIT_STD)
         for block in self.blocks:
             assert isinstance(block, Block)
-            for (
-                layer
-            ) in block.residual_projections():  # so that the stream's variance does not grow with depth
+            for layer in block.residual_projections():  # so that the stream's variance does not grow with depth
                 layer.weight.normal_(0.0, INIT_STD / (2 * self.cfg.layers) ** 0.5)
 
     @property
@@ -206,9 +198,7 @@ class BehaviorTransformer(nn.Module):
         # Differs from the paper: dropout stays on while acting unless the config says otherwise, as in the
         # released code; applied functionally, so that `.train()` and `.eval()` change nothing here.
         dropout = self.cfg.dropout if self.cfg.dropout_at_inference else 0.0
-        logits, offsets = self._heads(
-            self._features(window, dropout, newest_only=True)[:, -1]
-        )  # (B, K), (B, K, Da)
+        logits, offsets = self._heads(self._features(window, dropout, newest_only=True)[:, -1])  # (B, K), (B, K, Da)
         if self.cfg.mode == "argmax":
             bins = logits.argmax(-1, keepdim=True)  # (B, 1)
         else:
@@ -222,9 +212,7 @@ class BehaviorTransformer(nn.Module):
         The transformer's linear weights decay by `weight_decay`, its biases, norms and positions not at
         all, the head by AdamW's default.
         """
-        body = [
-            (name, parameter) for name, parameter in self.named_parameters() if not name.startswith("head.")
-        ]
+        body = [(name, parameter) for name, parameter in self.named_parameters() if not name.startswith("head.")]
         weights = [parameter for name, parameter in body if parameter.ndim > 1 and name != "position"]
         rest = [parameter for name, parameter in body if parameter.ndim == 1 or name == "position"]
         return [

@@ -31,9 +31,7 @@ def parameter_hash(module: nn.Module | Imitator) -> str:
     """SHA-256 over name, type, shape and bytes of all parameters and buffers: equal if bit-identical."""
     assert isinstance(module, nn.Module)
     digest = hashlib.sha256()
-    for name, tensor in sorted(
-        [*module.named_parameters(), *module.named_buffers()], key=lambda item: item[0]
-    ):
+    for name, tensor in sorted([*module.named_parameters(), *module.named_buffers()], key=lambda item: item[0]):
         value = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -81,9 +79,7 @@ def policy_card(folder: str | Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{folder} holds no policy: {CARD} is missing. Give the folder of a saved policy."
-        ) from None
+        raise UserError(f"{folder} holds no policy: {CARD} is missing. Give the folder of a saved policy.") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}): save the policy again.") from None
     wanted = {"format", "name", "config", "obs_size", "action_size", "parameters"}
@@ -107,14 +103,10 @@ def load_policy(folder: str | Path) -> Imitator:
     entry = lookup("base policy", str(card["name"]), POLICIES)
     try:
         cfg = entry.config(**card["config"])
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # the initialisation is overwritten: leave no trace in the random state
+        with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten: leave no trace in the random state
             policy = build(entry.name, int(card["obs_size"]), int(card["action_size"]), cfg)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"The config in {folder / CARD} does not build a {entry.name!r} policy: {error}"
-        ) from None
+        raise UserError(f"The config in {folder / CARD} does not build a {entry.name!r} policy: {error}") from None
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} holds no parameters: {WEIGHTS} is missing. Save the policy again.")
     try:
@@ -132,9 +124,7 @@ def _entry_of(policy: Imitator) -> PolicyEntry:
     for entry in POLICIES.values():
         if type(cfg) is entry.config and isinstance(policy, nn.Module):
             return entry
-    raise UserError(
-        f"Only the policies {', '.join(sorted(POLICIES))} can be saved, not a {type(policy).__name__}."
-    )
+    raise UserError(f"Only the policies {', '.join(sorted(POLICIES))} can be saved, not a {type(policy).__name__}.")
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

@@ -58,9 +58,7 @@ class CallablePolicy:
             raise UserError(f"A policy must be a function of the observation, got {fn!r}.")
         self.fn = fn
         self.action_size = action_size
-        kinds: list[Arrays] = (
-            [arrays] if arrays else ["torch"] if isinstance(fn, nn.Module) else ["torch", "numpy"]
-        )
+        kinds: list[Arrays] = [arrays] if arrays else ["torch"] if isinstance(fn, nn.Module) else ["torch", "numpy"]
         ways = [True, False] if batched is None else [batched]
         self._candidates = [_Style(arrays, way) for way in ways for arrays in kinds]
         self._style: _Style | None = None
@@ -99,9 +97,7 @@ class CallablePolicy:
                 if style.batched and self._mixes_rows(probe, answer, style):
                     raise _WrongShape("does not answer for each row on its own.")
                 return style
-            except (
-                Exception
-            ) as error:  # whatever a foreign function raises means that it is not called like this
+            except Exception as error:  # whatever a foreign function raises means that it is not called like this
                 reason = "it " if isinstance(error, _WrongShape) else f"{type(error).__name__}: "
                 tried.append(f"\n  with {style}: {reason}{error}")
         raise UserError(

@@ -34,9 +34,7 @@ class Standardize(nn.Module):
 
     def fit(self, observations: np.ndarray) -> None:
         """Take mean and standard deviation from frames (N, Do)."""
-        frames = np.asarray(
-            observations, dtype=np.float64
-        )  # (N, Do); summed in float32 a constant would seem to move
+        frames = np.asarray(observations, dtype=np.float64)  # (N, Do); summed in float32 a constant would seem to move
         self.mean.copy_(torch.from_numpy(frames.mean(axis=0)))
         self.std.copy_(torch.from_numpy(frames.std(axis=0).clip(min=STD_FLOOR)))
 

@@ -4,6 +4,7 @@ Time limit, termination at success, frame windows, action chunks and resets are 
 """
 
 import warnings
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -85,7 +86,9 @@ class SimulatorVector:
     def step(self, action: Tensor) -> Step:
         chunk = action.detach().to("cpu", torch.float32, copy=True).numpy()  # kept: see `executed`
         if not np.isfinite(chunk).all():
-            raise FloatingPointError(f"action is not finite in rows {np.unique(np.argwhere(~np.isfinite(chunk))[:, 0])}")
+            raise FloatingPointError(
+                f"action is not finite in rows {np.unique(np.argwhere(~np.isfinite(chunk))[:, 0])}"
+            )
         for done_so_far, a in zip(self.executed, chunk, strict=True):
             done_so_far.append(a)
         window, _, terminated, truncated, info = self.envs.step(chunk)
@@ -102,7 +105,9 @@ class SimulatorVector:
             episode=self._tensor(episode),
         )
 
-    def _start(self, rows: np.ndarray, replay: dict[int, np.ndarray] | None = None) -> np.ndarray:
+    def _start(
+        self, rows: np.ndarray, replay: Mapping[int, Sequence[np.ndarray] | np.ndarray] | None = None
+    ) -> np.ndarray:
         """Begin new episodes in `rows` (or bring the current ones back from `replay`)."""
         if replay is None:
             self.seeds[rows] = self.next_seed + np.arange(rows.sum())

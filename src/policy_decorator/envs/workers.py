@@ -69,7 +69,9 @@ def _answer(pipe: Connection) -> Any:
     try:
         ok, answer = pipe.recv()
     except EOFError:
-        raise RuntimeError("an environment process died: the simulator crashed or the machine ran out of memory") from None
+        raise RuntimeError(
+            "an environment process died: the simulator crashed or the machine ran out of memory"
+        ) from None
     if not ok:
         raise RuntimeError(f"an environment process failed:\n{answer}")
     return answer

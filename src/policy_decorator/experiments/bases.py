@@ -54,12 +54,8 @@ ADROIT_BET = {"context": 10, "clusters": 8}
 ADROIT_TRAINING = ImitateConfig(steps=3_000, batch_size=128, lr=5e-4, eval_every=1_000, eval_episodes=50)
 
 BASES: Mapping[str, BaseConfig] = {
-    "metaworld/peg-insert-side": BaseConfig(
-        "metaworld/peg-insert-side", net=SMALL_BET, training=SMALL_BET_TRAINING
-    ),
-    "metaworld/stick-pull": BaseConfig(
-        "metaworld/stick-pull", episodes=25, net=SMALL_BET, training=SMALL_BET_TRAINING
-    ),
+    "metaworld/peg-insert-side": BaseConfig("metaworld/peg-insert-side", net=SMALL_BET, training=SMALL_BET_TRAINING),
+    "metaworld/stick-pull": BaseConfig("metaworld/stick-pull", episodes=25, net=SMALL_BET, training=SMALL_BET_TRAINING),
     "adroit/door": BaseConfig(
         "adroit/door",
         source="dapg",
@@ -102,17 +98,20 @@ def train_base(cfg: BaseConfig, demos: Demonstrations, seed: int, display: Displ
     net = BeTConfig(**cfg.net) if cfg.policy == "bet" else MLPConfig(**cfg.net)
     policy = build(cfg.policy, task.obs_size, task.action_size, net)
     how = dataclasses.replace(cfg.training, seed=seed)
-    env = make_vector(task, 10, context=policy.context) if cfg.evaluate else None
+    env = make_vector(task, 10, context=policy.context)
+
+    def evaluate(trained: Imitator, step: int) -> float:
+        return run_episodes(env, trained, how.eval_episodes, VALIDATION).rate
+
     with display.stage(f"imitating ({cfg.policy})", how.steps) as update:
         imitate(
             policy,
             demos,
             how,
-            evaluate=env and (lambda p, step: run_episodes(env, p, how.eval_episodes, VALIDATION).rate),
+            evaluate=evaluate if cfg.evaluate else None,
             progress=lambda step, steps, row: update(step, note=f"loss {row['loss']:.3f}"),
         )
-    if env is not None:
-        env.close()
+    env.close()
     return policy
 
 

@@ -24,8 +24,6 @@ METHODS: Mapping[str, MethodEntry] = {
             "bounded residual, introduced progressively (the paper's method)",
             policy_decorator.build,
         ),
-        MethodEntry(
-            "residual-rl", "the same residual, unbounded and at once (alpha 1, H 0)", residual_rl.build
-        ),
+        MethodEntry("residual-rl", "the same residual, unbounded and at once (alpha 1, H 0)", residual_rl.build),
     )
 }

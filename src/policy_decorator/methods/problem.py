@@ -1,7 +1,7 @@
 """What a method is given and what it must hand to the training loop."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ class Problem:
     """Environment steps before the first update."""
     seed: int = 0
     """Seed of the first training episode."""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     obs_statistics: tuple[Tensor, Tensor] | None = None
     """Mean and standard deviation (Do,) of the demonstrations' observations, where there are demonstrations."""
 

@@ -112,8 +112,7 @@ def _stated(summary: Mapping[str, Any], key: str, ci: str, line: Mapping[str, An
     if summary.get(key) is None:
         return None
     low, high = summary.get(ci) or (None, None)
-    n = summary.get("eval_episodes", len(line["seeds"]) if line else None)
-    return Estimate(summary[key], low, high, n)
+    return Estimate(summary[key], low, high, len(line["seeds"]) if line else None)
 
 
 def _rate(line: Mapping[str, Any] | None) -> Estimate | None:

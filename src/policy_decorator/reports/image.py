@@ -69,8 +69,8 @@ def _headline(part: SubFigure, facts: Facts, theme: Theme) -> None:
     def write(x: float, y: float, text: str, size: float, color: str, weight: str = "normal") -> None:
         part.text(x, y, text, fontsize=size, color=color, weight=weight, va="top", parse_math=False)
 
-    write(0.025, 0.94, facts.task, 17, theme.text, "bold")
-    write(0.025, 0.76, f"{facts.subtitle}    {_effort(facts)}", 9.5, theme.muted)
+    write(0.025, 0.94, facts.task, min(17.0, 1000 / len(facts.task)), theme.text, "bold")
+    write(0.025, 0.76, f"{facts.subtitle}    {_effort(facts)}".strip(), 9.5, theme.muted)
     columns = (
         ("base policy", facts.base, theme.base, False),
         ("refined" if facts.finished else "refined so far", facts.refined, FINAL, False),
@@ -105,5 +105,5 @@ def _flip_bar(part: SubFigure, facts: Facts, theme: Theme) -> None:
         axes.barh(0.55, count / n, 0.3, left=left, color=FLIPS[kind])
         axes.barh(0.16, 0.022, 0.13, left=place, color=FLIPS[kind])
         words = f"{FLIP_WORDS[kind]} {count}"
-        axes.text(place + 0.032, 0.16, words, va="center", color=theme.text, fontsize=8)
+        axes.text(place + 0.032, 0.16, words, va="center", color=theme.text, fontsize=7.5)
         left += count / n

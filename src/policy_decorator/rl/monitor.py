@@ -18,6 +18,7 @@ class Monitor:
     def __init__(self) -> None:
         self.recent: deque[bool] = deque(maxlen=100)
         self.sums: Tensor | None = None  # residual magnitude, saturated share, active rows, rows
+        self.learning: dict[str, Tensor] = {}  # the learner's latest metrics
 
     def observe(self, t: Transition, step: Step) -> None:
         if step.done.any():
@@ -40,8 +41,8 @@ class Monitor:
         return out
 
     def state(self) -> dict[str, Any]:
-        return {"recent": list(self.recent), "sums": self.sums}
+        return {"recent": list(self.recent), "sums": self.sums, "learning": dict(self.learning)}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.recent = deque(state["recent"], maxlen=100)
-        self.sums = state["sums"]
+        self.sums, self.learning = state["sums"], dict(state["learning"])

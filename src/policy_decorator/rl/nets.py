@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +28,11 @@ class NetConfig:
     """Largest log standard deviation of the actor."""
 
 
-def mlp(sizes: tuple[int, ...], *, layer_norm: bool, head_gain: float) -> nn.Sequential:
+def mlp(sizes: tuple[int, ...], head_gain: float) -> nn.Sequential:
     """Linear and ReLU layers with a small last one."""
     layers: list[nn.Module] = []
-    for a, b in zip(sizes[:-2], sizes[1:-1], strict=True):
-        layers += [nn.Linear(a, b), *([nn.LayerNorm(b)] if layer_norm else []), nn.ReLU()]
+    for a, b in pairwise(sizes[:-1]):
+        layers += [nn.Linear(a, b), nn.ReLU()]
     head = nn.Linear(sizes[-2], sizes[-1])
     nn.init.orthogonal_(head.weight, head_gain)
     nn.init.zeros_(head.bias)
@@ -69,7 +70,7 @@ class TanhGaussian(nn.Module):
         self.chunk_shape = chunk  # (Ta, Da)
         self.standardize = Standardize(input_size)
         hidden = (cfg.width,) * cfg.depth
-        self.net = mlp((input_size, *hidden, 2 * math.prod(chunk)), layer_norm=False, head_gain=cfg.head_gain)
+        self.net = mlp((input_size, *hidden, 2 * math.prod(chunk)), cfg.head_gain)
 
     def _mean_and_log_std(self, seen: Tensor) -> tuple[Tensor, Tensor]:
         mean, x = self.net(self.standardize(seen)).chunk(2, dim=-1)  # (B, Ta * Da) each
@@ -101,7 +102,7 @@ class Critics(nn.Module):
         self.cfg = cfg = cfg or NetConfig()
         self.standardize = Standardize(obs_size)
         sizes = (obs_size + action_size, *(cfg.width,) * cfg.depth, 1)
-        nets = [mlp(sizes, layer_norm=False, head_gain=cfg.head_gain) for _ in range(cfg.critics)]
+        nets = [mlp(sizes, cfg.head_gain) for _ in range(cfg.critics)]
         layers = list(zip(*([m for m in net if isinstance(m, nn.Linear)] for net in nets), strict=True))
         self.weights = nn.ParameterList(torch.stack([m.weight.detach().T for m in layer]) for layer in layers)
         self.biases = nn.ParameterList(torch.stack([m.bias.detach()[None] for m in layer]) for layer in layers)

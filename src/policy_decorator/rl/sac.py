@@ -1,7 +1,6 @@
 """Soft Actor-Critic (arXiv:1812.05905) as three losses and one update.
 
-The losses see raw and base actions only through a `Composition`, so the same lines train a residual on a
-frozen policy and an ordinary actor.
+The losses see actions only through a `Composition`: they never learn that they train a residual.
 """
 
 from copy import deepcopy
@@ -82,7 +81,7 @@ class SAC:
         return (self.temperature * log_prob - q).mean(), log_prob.detach()
 
     def temperature_loss(self, log_prob: Tensor) -> Tensor:
-        """Eq. 18 on log alpha, as the released code; the target entropy is minus the action size."""
+        """Eq. 18 on log alpha, as the released code."""
         return -(self.log_temperature * (log_prob + self.cfg.target_entropy * self.action_size)).mean()
 
     def update(self, b: Transition) -> dict[str, Tensor]:
@@ -97,7 +96,8 @@ class SAC:
             self._descend(self.temperature_opt, self.temperature_loss(log_prob))
             metrics |= {"loss/actor": actor_loss, "sac/entropy": -log_prob.mean()}
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.target.parameters()), list(self.critic.parameters()), self.cfg.tau)
+            for slow, fast in zip(self.target.parameters(), self.critic.parameters(), strict=True):
+                slow.lerp_(fast, self.cfg.tau)
         return {name: value.detach() for name, value in metrics.items()}
 
     def _descend(self, opt: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -1,0 +1,280 @@
+"""The loop's rhythm, what it never does, and that it learns."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
+from policy_decorator.envs.toy import BiasedController, Reach
+from policy_decorator.evaluation import run_episodes
+from policy_decorator.methods import METHODS, Problem, Run
+from policy_decorator.methods.policy_decorator import Config
+from policy_decorator.rl.monitor import Monitor
+from policy_decorator.rl.nets import NetConfig
+from policy_decorator.rl.replay import NStep, Replay
+from policy_decorator.rl.sac import SACConfig
+from policy_decorator.rollout import Collector
+from policy_decorator.snapshot import capture
+from policy_decorator.train import TrainConfig, crosses, train
+from policy_decorator.types import BasePolicy, Step, Transition, VectorEnv
+
+
+def _nothing(*_: Any) -> None: ...
+
+
+@dataclass
+class Idle:
+    """A learner that counts."""
+
+    cfg: SACConfig = field(default_factory=lambda: SACConfig(batch_size=4))
+    updates: int = 0
+    proposed: list[int] = field(default_factory=list)
+    step: Callable[[], int] = lambda: 0
+    updated_at: list[int] = field(default_factory=list)
+
+    def propose(self, seen: Tensor) -> Tensor:
+        self.proposed.append(self.step())
+        return torch.zeros(len(seen), 1, 2)
+
+    def update(self, b: Transition) -> dict[str, Tensor]:
+        assert len(b.reward) == 4
+        self.updates += 1
+        self.updated_at.append(self.step())
+        return {"updates": torch.tensor(self.updates)}
+
+
+def _idle_run(n: int = 4, n_step: int = 1) -> tuple[Run, Idle]:
+    base, residual, replay = BiasedController(), Residual(0.1), Replay(10_000)
+    collector = Collector(Reach(n), base, residual, ProgressiveExploration(0))
+    learner = Idle()
+    learner.step = lambda: collector.step
+    policy: Any = base
+    actor: Any = learner
+    return Run(collector, actor, replay, NStep(n_step, 0.9), replay, Monitor(), policy), learner
+
+
+# ---- rhythm ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("every", [1, 7, 64])
+def test_crosses(every: int) -> None:
+    for before in range(0, 140, 3):
+        for now in range(before, before + 70, 5):
+            assert crosses(before, now, every) == any(k % every == 0 for k in range(before + 1, now + 1))
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        TrainConfig(total_steps=400, warmup_steps=100, steps_per_round=16, updates_per_step=0.25),
+        TrainConfig(total_steps=203, warmup_steps=64, steps_per_round=7, updates_per_step=1.5),
+        TrainConfig(total_steps=100, warmup_steps=0, steps_per_round=64, updates_per_step=0.1),
+        TrainConfig(total_steps=60, warmup_steps=1000, steps_per_round=16, updates_per_step=1.0),
+    ],
+)
+def test_steps_and_updates_are_those_of_the_budget(cfg: TrainConfig) -> None:
+    run, learner = _idle_run()
+    train(cfg, run, _nothing, _nothing, _nothing)
+    assert cfg.total_steps <= run.collector.step < cfg.total_steps + 4
+    assert learner.updates == int(max(run.collector.step - cfg.warmup_steps, 0) * cfg.updates_per_step)
+    assert all(step > cfg.warmup_steps for step in learner.updated_at)
+    # a round that begins within the warm-up stays random to its end
+    begins = range(0, run.collector.step, -(-cfg.steps_per_round // 4) * 4)
+    learning = next((b for b in begins if b >= cfg.warmup_steps), None)
+    assert learner.proposed == ([] if learning is None else list(range(learning, run.collector.step, 4)))
+    assert run.replay.size == run.collector.decisions
+
+
+def test_logs_evaluations_and_checkpoints_come_when_they_are_due_and_at_the_end() -> None:
+    run, _ = _idle_run()
+    at: dict[str, list[int]] = {"log": [], "evaluate": [], "save": []}
+    order: list[str] = []
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: (at[name].append(run.collector.step), order.append(name))[0]  # pyright: ignore
+
+    cfg = TrainConfig(
+        total_steps=230, warmup_steps=0, steps_per_round=20, log_every=50, eval_every=100, save_every=70
+    )
+    train(cfg, run, note("log"), note("evaluate"), note("save"))
+    assert at == {"log": [60, 100, 160, 200], "evaluate": [100, 200, 232], "save": [80, 140, 220, 232]}
+    assert order[-2:] == ["evaluate", "save"]  # the last checkpoint knows the last evaluation
+
+
+def test_a_budget_that_is_done_trains_no_more() -> None:
+    run, learner = _idle_run()
+    run.collector.step = 100
+    train(TrainConfig(total_steps=100, warmup_steps=0), run, *[pytest.fail] * 3)
+    assert (run.collector.decisions, learner.updates) == (0, 0)
+
+
+def test_what_is_logged_is_of_the_last_update() -> None:
+    run, learner = _idle_run()
+    logged: list[tuple[int, int]] = []
+    cfg = TrainConfig(total_steps=200, warmup_steps=48, steps_per_round=16, log_every=16)
+    train(cfg, run, lambda m: logged.append((learner.updates, int(m.get("updates", 0)))), _nothing, _nothing)  # pyright: ignore
+    assert logged[0] == (0, 0)
+    assert logged[-1][0] > 30
+    assert all(done == said for done, said in logged)
+
+
+def test_without_warm_up_updates_wait_for_the_first_complete_return() -> None:
+    run, learner = _idle_run(n=4, n_step=3)
+    cfg = TrainConfig(total_steps=80, warmup_steps=0, steps_per_round=4, updates_per_step=1.0)
+    train(cfg, run, _nothing, _nothing, _nothing)
+    assert learner.updates == 80
+
+
+def test_warm_up_is_uniform_where_the_gate_is_open() -> None:
+    run, learner = _idle_run(n=10)
+    train(TrainConfig(total_steps=3000, warmup_steps=3000), run, _nothing, _nothing, _nothing)
+    assert run.replay.data is not None
+    raw = run.replay.data.raw[: run.replay.size].flatten()
+    assert learner.proposed == []
+    assert stats.kstest(raw.numpy(), stats.uniform(-1, 2).cdf).pvalue > 1e-3  # pyright: ignore
+
+
+# ---- the base is frozen and left alone ------------------------------------------------------------------------
+
+
+class Guarded:
+    """A base policy that may not be asked while `busy`."""
+
+    context = 1
+
+    def __init__(self, base: Any) -> None:
+        self.base, self.busy, self.rows = base, False, 0
+
+    def act(self, window: Tensor) -> Tensor:
+        assert not self.busy, "the base was asked during an update"
+        self.rows += len(window)
+        return self.base.act(window)
+
+
+def _real_run(cfg: Config, base: Any, n: int = 4) -> Run:
+    torch.manual_seed(1)
+    return METHODS["policy-decorator"].build(cfg, Problem(Reach(n), base, 4, (1, 2), 5000, 100))
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_no_update_asks_the_base(n_step: int, small: Config, steady: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = Guarded(steady)
+    run = _real_run(replace(small, n_step=n_step), base)
+    update = run.learner.update
+
+    def guarded(b: Transition) -> dict[str, Tensor]:
+        base.busy = True
+        try:
+            return update(b)
+        finally:
+            base.busy = False
+
+    monkeypatch.setattr(run.learner, "update", guarded)
+    train(TrainConfig(total_steps=400, warmup_steps=100), run, _nothing, _nothing, _nothing)
+    assert run.learner.updates == 75
+    c = run.collector
+    assert base.rows == c.base_queries
+    assert c.base_queries - 4 - c.decisions < c.episodes  # only time-outs ask twice
+    assert all(p.grad is None for p in steady.parameters())
+
+
+def test_evaluation_does_not_touch_training(small: Config, noisy: nn.Module) -> None:
+    states = []
+    for every in (50, 10_000):
+        run, env = _real_run(small, noisy), Reach(5)
+        cfg = TrainConfig(total_steps=300, warmup_steps=100, steps_per_round=16, eval_every=every)
+        train(cfg, run, _nothing, lambda run=run, env=env: run_episodes(env, run.policy, 7, 0) and None, _nothing)
+        states.append(capture(run))
+    one, two = states
+    assert torch.equal(one["rng"], two["rng"])
+    for name in ("actor", "critic", "target"):
+        assert all(torch.equal(x, two["learner"][name][key]) for key, x in one["learner"][name].items())
+
+
+# ---- it learns ------------------------------------------------------------------------------------------------
+
+
+class Match:
+    """One decision per episode: the action must fall near a bent function of the observation."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def reset(self, seed: int) -> Tensor:
+        self.seeds, self.next_seed = seed + torch.arange(self.n), seed + self.n
+        return self._window()
+
+    def step(self, action: Tensor) -> Step:
+        window, episode = self._window(), self.seeds
+        success = (action[:, 0] - wanted(window[:, -1])).norm(dim=1) < 0.2
+        self.seeds = self.next_seed + torch.arange(self.n)
+        self.next_seed += self.n
+        done = torch.ones(self.n, dtype=torch.bool)
+        return Step(self._window(), window, success, done, done, torch.ones(self.n, dtype=torch.long), episode)
+
+    def state(self) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None: ...
+
+    def _window(self) -> Tensor:
+        phase = self.seeds.double()[:, None] * torch.tensor([0.618034, 0.754878], dtype=torch.float64)
+        return (2 * (phase % 1) - 1).float()[:, None]  # (B, 1, 2) in [-1, 1]
+
+
+def wanted(obs: Tensor) -> Tensor:
+    return 0.6 * torch.stack([obs[:, 0] * obs[:, 1], obs[:, 0].abs() - 0.5], dim=1)
+
+
+class Zero:
+    context = 1
+
+    def act(self, window: Tensor) -> Tensor:
+        return torch.zeros(len(window), 1, 2)
+
+
+def _learn(env: VectorEnv, test: VectorEnv, base: BasePolicy, cfg: Config, rhythm: TrainConfig, size: int) -> tuple[float, float]:
+    """Success of the base and of what was learned, on 200 episodes that were not trained on."""
+    torch.manual_seed(0)
+    run = METHODS["policy-decorator"].build(cfg, Problem(env, base, size, (1, 2), rhythm.total_steps + 16, rhythm.warmup_steps))
+    train(rhythm, run, _nothing, _nothing, _nothing)
+    assert isinstance(run.policy, DecoratedPolicy)
+    before, after = (run_episodes(test, policy, 200, 1_000_000) for policy in (base, run.policy))
+    return before.rate, after.rate
+
+
+QUICK = Config(
+    bound=0.5,
+    horizon=2000,
+    base_only_warmup=True,
+    n_step=3,
+    nets=NetConfig(width=64, depth=2, critic_layer_norm=True, log_std_min=-5),
+    sac=SACConfig(gamma=0.95, lr=1e-3, batch_size=128, temperature=0.02),
+)
+
+
+def test_it_learns_to_match_from_sparse_success() -> None:
+    cfg = replace(QUICK, bound=0.8, horizon=0, n_step=1, base_only_warmup=False)
+    rhythm = TrainConfig(total_steps=6000, warmup_steps=1000)
+    base, learned = _learn(Match(16), Match(50), Zero(), cfg, rhythm, 2)
+    assert base < 0.4
+    assert learned >= 0.9
+
+
+@pytest.mark.parametrize(("bound", "learns"), [(0.5, True), (0.0, False)])
+def test_it_corrects_a_controller_that_nearly_works(bound: float, learns: bool) -> None:
+    rhythm = TrainConfig(total_steps=4000, warmup_steps=1000)
+    base, learned = _learn(Reach(16), Reach(50), BiasedController(), replace(QUICK, bound=bound), rhythm, 4)
+    assert 0.3 < base < 0.6
+    if learns:
+        assert learned >= 0.95
+    else:
+        assert learned == base  # the very same episodes, the very same noise
