@@ -27,7 +27,7 @@ def _seeded() -> None:
 
 
 class SteadyController(nn.Module):
-    """A deterministic base with parameters, right in a quarter of the episodes of toy/reach: it steers beside the goal."""
+    """A deterministic base with parameters, right in a quarter of toy/reach: it steers past the goal."""
 
     context = 1
 

@@ -20,7 +20,7 @@ from policy_decorator import __version__, api
 from policy_decorator.base_policies import POLICIES
 from policy_decorator.base_policies.checkpoint import policy_card, save_policy
 from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
-from policy_decorator.cli import COMMANDS, main
+from policy_decorator.cli import COMMANDS, main, refine
 from policy_decorator.cli.listing import LISTS
 from policy_decorator.cli.report import group
 from policy_decorator.demos.dataset import Demonstrations
@@ -166,13 +166,21 @@ def test_tables_and_progress_are_for_people(made: Made) -> None:
     assert "evaluating refined" in result.err
 
 
-def test_resume_needs_the_run_folder_alone(run_copy: Path) -> None:
-    again = pidec("refine", "--out", run_copy, "--resume", "--quiet", "--json").value
-    assert again["env_steps"] == 400
-    longer = pidec("refine", "--out", run_copy, "--resume", "--total-steps", "500", "--quiet", "--json").value
-    assert longer["env_steps"] == 500
-    assert longer["updates"] > again["updates"]
-    refused = pidec("refine", "--out", run_copy, "--resume", "--bound", "0.2")
+def test_resume_needs_the_run_folder_alone(run_copy: Path, made: Made) -> None:
+    config = read_json(run_copy / "config.json")
+    config["train"]["total_steps"] = 500  # as if it had been interrupted at 400
+    (run_copy / "config.json").write_text(json.dumps(config))
+    told = pidec("refine", "--out", run_copy, "--resume", "--quiet", "--json").value
+    assert told["env_steps"] == 500
+    assert told["updates"] > made.told["refine"]["updates"]
+    assert told["base_parameters_sha256"] == made.told["refine"]["base_parameters_sha256"]
+
+
+def test_resume_takes_its_own_settings_and_a_longer_budget(made: Made) -> None:
+    options = refine.parse(["--out", str(made.run), "--resume", "--total-steps", "900"])
+    before = from_json(RefineConfig, read_json(made.run / "config.json"))
+    assert options.settings == replace(before, train=replace(before.train, total_steps=900))
+    refused = pidec("refine", "--out", made.run, "--resume", "--bound", "0.2")
     assert refused.code == 2
     assert "other settings" in refused.err
 
@@ -324,25 +332,22 @@ def test_demonstrations_that_are_not_finite_are_refused(made: Made, tmp_path: Pa
         assert not (tmp_path / "out").exists()
 
 
-def test_a_base_that_never_succeeds_needs_force(tmp_path: Path) -> None:
+def test_a_base_that_never_succeeds_needs_force_and_overwrite_keeps_what_was_there(
+    run_copy: Path, tmp_path: Path
+) -> None:
     hopeless = MLPPolicy(MLPConfig(width=4, depth=1), 4, 2)
     with torch.no_grad():
         for parameter in hopeless.parameters():
             parameter.zero_()  # it never moves
     save_policy(hopeless, tmp_path / "base", details={"task": TASK})
-    command = ["refine", "--policy", tmp_path / "base", "--out", tmp_path / "run", *SHORT]
-    refused = pidec(*command)
+    (run_copy / "mine.txt").write_text("kept")
+    command = ["refine", "--policy", tmp_path / "base", "--out", run_copy, *SHORT]
+    refused = pidec(*command, "--overwrite")
     assert refused.code == 2
     assert "none of 8 episodes" in refused.err
-    assert not (tmp_path / "run").exists()  # else the next try would be refused for another reason
+    assert not run_copy.exists()  # else the next try would be refused for another reason
+    assert [old.read_text() for old in tmp_path.glob("run.old-*/mine.txt")] == ["kept"]
     assert pidec(*command, "--force", "--json").value["base_success"] == 0
-
-
-def test_overwrite_keeps_what_was_there(made: Made, run_copy: Path) -> None:
-    (run_copy / "mine.txt").write_text("kept")
-    args = ["refine", "--policy", made.base, "--out", run_copy, "--overwrite", "--seed", "7", *SHORT, "--json"]
-    assert pidec(*args).value["seed"] == 7
-    assert [old.read_text() for old in run_copy.parent.glob("run.old-*/mine.txt")] == ["kept"]
 
 
 # ---- exit codes, help, streams --------------------------------------------------------------------------------

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
 from policy_decorator.envs.toy import MAX_STEPS, SPEED, TASKS, BiasedController, Reach
 from policy_decorator.envs.vector import SimulatorVector
-from policy_decorator.evaluation import DEMOS, EPISODES_PER_SEED, TEST, TRAINING, VALIDATION, Gated, Recorded, run_episodes
+from policy_decorator.evaluation import (
+    DEMOS,
+    EPISODES_PER_SEED,
+    TEST,
+    TRAINING,
+    VALIDATION,
+    Gated,
+    Recorded,
+    run_episodes,
+)
 from policy_decorator.rl.nets import NetConfig, TanhGaussian
 from policy_decorator.types import VectorEnv
 
@@ -89,9 +98,7 @@ def test_steps_of_chunks_are_environment_steps() -> None:
             pos, goal = window[:, -1].chunk(2, dim=-1)
             return ((goal - pos) / (3 * SPEED)).clamp(-1, 1)[:, None].repeat(1, 3, 1)
 
-    short, long = (
-        run_episodes(SimulatorVector(TASKS["toy/reach-gym"], n, chunk=3), Chunks(), 20, 30) for n in (2, 5)
-    )
+    short, long = (run_episodes(SimulatorVector(TASKS["toy/reach-gym"], n, chunk=3), Chunks(), 20, 30) for n in (2, 5))
     assert short.env_steps.tolist() == long.env_steps.tolist()
     assert short.rate == 1.0  # three thirds of the way
     assert len({int(x) % 3 for x in short.env_steps}) > 1  # the last chunk was cut short
@@ -157,7 +164,8 @@ def test_recorded_trajectories_are_the_episodes(vector: str, steady: nn.Module) 
         np.testing.assert_allclose(trajectory.obs[0], window[0, 0], atol=1e-6)
         for obs, action, following in zip(trajectory.obs, trajectory.actions, trajectory.obs[1:], strict=False):
             np.testing.assert_allclose(action, base.act(torch.from_numpy(obs)[None, None])[0].detach(), atol=1e-6)
-            np.testing.assert_allclose(following[:2], np.clip(obs[:2] + SPEED * action[0].clip(-1, 1), -1.5, 1.5), atol=1e-6)
+            moved = np.clip(obs[:2] + SPEED * action[0].clip(-1, 1), -1.5, 1.5)
+            np.testing.assert_allclose(following[:2], moved, atol=1e-6)
 
 
 def test_recording_changes_nothing_and_hands_the_state_through(steady: nn.Module) -> None:

@@ -207,7 +207,7 @@ def _imported(node: ast.AST) -> list[str]:
 def commands_in(page: str) -> dict[str, set[str]]:
     """ "refine" or "imitate bet" -> the options that `pidec` lines of a page give it."""
     found: dict[str, set[str]] = {}
-    for line in re.findall(r"\bpidec ([a-z][^`\n]*)", read(page)):
+    for line in re.findall(r"\bpidec ([a-z][^`\n]*)", read(page).replace("\\\n", " ")):
         words = line.split()
         name = " ".join(words[: 2 if words[0] == "imitate" and len(words) > 1 else 1])
         found.setdefault(name, set()).update(w for w in words if w.startswith("--"))

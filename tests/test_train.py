@@ -98,9 +98,7 @@ def test_logs_evaluations_and_checkpoints_come_when_they_are_due_and_at_the_end(
     def note(name: str) -> Callable[..., None]:
         return lambda *_: (at[name].append(run.collector.step), order.append(name))[0]  # pyright: ignore
 
-    cfg = TrainConfig(
-        total_steps=230, warmup_steps=0, steps_per_round=20, log_every=50, eval_every=100, save_every=70
-    )
+    cfg = TrainConfig(total_steps=230, warmup_steps=0, steps_per_round=20, log_every=50, eval_every=100, save_every=70)
     train(cfg, run, note("log"), note("evaluate"), note("save"))
     assert at == {"log": [60, 100, 160, 200], "evaluate": [100, 200, 232], "save": [80, 140, 220, 232]}
     assert order[-2:] == ["evaluate", "save"]  # the last checkpoint knows the last evaluation
@@ -162,7 +160,9 @@ def _real_run(cfg: Config, base: Any, n: int = 4) -> Run:
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
-def test_no_update_asks_the_base(n_step: int, small: Config, steady: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_update_asks_the_base(
+    n_step: int, small: Config, steady: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = Guarded(steady)
     run = _real_run(replace(small, n_step=n_step), base)
     update = run.learner.update
@@ -241,13 +241,16 @@ class Zero:
         return torch.zeros(len(window), 1, 2)
 
 
-def _learn(env: VectorEnv, test: VectorEnv, base: BasePolicy, cfg: Config, rhythm: TrainConfig, size: int) -> tuple[float, float]:
+def _learn(
+    make: Callable[[int], VectorEnv], base: BasePolicy, cfg: Config, rhythm: TrainConfig, size: int
+) -> tuple[float, float]:
     """Success of the base and of what was learned, on 200 episodes that were not trained on."""
     torch.manual_seed(0)
-    run = METHODS["policy-decorator"].build(cfg, Problem(env, base, size, (1, 2), rhythm.total_steps + 16, rhythm.warmup_steps))
+    problem = Problem(make(16), base, size, (1, 2), rhythm.total_steps + 16, rhythm.warmup_steps)
+    run = METHODS["policy-decorator"].build(cfg, problem)
     train(rhythm, run, _nothing, _nothing, _nothing)
     assert isinstance(run.policy, DecoratedPolicy)
-    before, after = (run_episodes(test, policy, 200, 1_000_000) for policy in (base, run.policy))
+    before, after = (run_episodes(make(50), policy, 200, 1_000_000) for policy in (base, run.policy))
     return before.rate, after.rate
 
 
@@ -264,7 +267,7 @@ QUICK = Config(
 def test_it_learns_to_match_from_sparse_success() -> None:
     cfg = replace(QUICK, bound=0.8, horizon=0, n_step=1, base_only_warmup=False)
     rhythm = TrainConfig(total_steps=6000, warmup_steps=1000)
-    base, learned = _learn(Match(16), Match(50), Zero(), cfg, rhythm, 2)
+    base, learned = _learn(Match, Zero(), cfg, rhythm, 2)
     assert base < 0.4
     assert learned >= 0.9
 
@@ -272,7 +275,7 @@ def test_it_learns_to_match_from_sparse_success() -> None:
 @pytest.mark.parametrize(("bound", "learns"), [(0.5, True), (0.0, False)])
 def test_it_corrects_a_controller_that_nearly_works(bound: float, learns: bool) -> None:
     rhythm = TrainConfig(total_steps=4000, warmup_steps=1000)
-    base, learned = _learn(Reach(16), Reach(50), BiasedController(), replace(QUICK, bound=bound), rhythm, 4)
+    base, learned = _learn(Reach, BiasedController(), replace(QUICK, bound=bound), rhythm, 4)
     assert 0.3 < base < 0.6
     if learns:
         assert learned >= 0.95

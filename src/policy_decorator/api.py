@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from policy_decorator import snapshot
 from policy_decorator.base_policies.checkpoint import load_policy, save_policy
 from policy_decorator.base_policies.external import as_policy
+from policy_decorator.base_policies.imitate import Imitator
 from policy_decorator.demos.dataset import Demonstrations, check
 from policy_decorator.disk import to_json
 from policy_decorator.envs import get_task
@@ -99,16 +100,26 @@ def run(
     if not resume:
         folder = None if out is None else RunFolder.create(out, config, overwrite=overwrite)
         state = None
-        if folder is not None and saveable(base):
-            save_policy(base, folder.path / "base", details={"task": config.task})  # pyright: ignore[reportArgumentType]
+        if folder is not None:
+            _keep_inputs(folder.path, config, base, demos)
     else:
         folder, state = _resume(config, out)
+        if demos is None and (folder.path / "demos.h5").exists():
+            demos = Demonstrations.load(folder.path / "demos.h5")
     with folder or nullcontext():
         refined, comparison = refine(config, base, folder, demos=demos, display=display, resume=state, force=force)
         if folder is not None:
             film(task, folder.path, comparison, display)
             write_report(folder.path)
     return refined
+
+
+def _keep_inputs(folder: Path, config: RefineConfig, base: BasePolicy, demos: Demonstrations | None) -> None:
+    """What resuming the run needs, so that it does not depend on files elsewhere."""
+    if saveable(base):
+        save_policy(cast(Imitator, base), folder / "base", details={"task": config.task})
+    if demos is not None:
+        demos.save(folder / "demos.h5")
 
 
 def load(policy: Any, action_size: int) -> BasePolicy:
@@ -130,4 +141,7 @@ def _resume(config: RefineConfig, out: str | Path | None) -> tuple[RunFolder, di
     if different:
         raise UserError(f"{out} was started with other settings of {', '.join(different)}: resume with its own.")
     state = snapshot.read(Path(out) / "checkpoints" / "last.pt", device_of(config))
+    done = state["counts"]["decisions"]
+    if done > config.train.total_steps + config.envs:  # more than the replay of such a run would hold
+        raise UserError(f"{out} has come to {done:,} decisions: resume it with a larger budget of steps.")
     return RunFolder.resume(out, state["counts"]["step"]), state

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from policy_decorator.base_policies import POLICIES
 from policy_decorator.base_policies.checkpoint import load_policy, save_policy
 from policy_decorator.base_policies.external import as_policy
 from policy_decorator.base_policies.imitate import Imitator
@@ -128,4 +129,5 @@ class Refined:
 
 def saveable(base: BasePolicy) -> bool:
     """Whether a base policy can be written beside its residual."""
-    return hasattr(base, "cfg") and isinstance(base, torch.nn.Module)
+    kinds = tuple(entry.config for entry in POLICIES.values())
+    return isinstance(base, torch.nn.Module) and isinstance(getattr(base, "cfg", None), kinds)

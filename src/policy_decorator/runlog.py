@@ -155,11 +155,11 @@ class RunFolder:
         return self.path / name
 
     def truncate_after(self, env_steps: int) -> None:
-        """Drops the metrics and evaluations logged after `env_steps`, and a last line that was cut short."""
+        """Drops what was logged after `env_steps`, a last line that was cut short, and an earlier end's comparison."""
         for path in (self.path / "metrics.jsonl", self.path / "episodes.jsonl"):
             if path.exists():
-                kept = [json.dumps(line) + "\n" for line in read_lines(path) if line["env_steps"] <= env_steps]
-                atomic_bytes(path, "".join(kept).encode())
+                lines = [line for line in read_lines(path) if line["env_steps"] <= env_steps and not _of_the_end(line)]
+                atomic_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     @property
     def wall_seconds(self) -> float:
@@ -207,3 +207,8 @@ class RunFolder:
 
             self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=self._purge_step)
         return self._writer
+
+
+def _of_the_end(line: Mapping[str, Any]) -> bool:
+    """Whether it is one of the two evaluations that compare base and refined policy after training."""
+    return line.get("name") == "final" or (line.get("name") == "base" and line["env_steps"] > 0)

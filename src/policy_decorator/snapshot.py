@@ -25,6 +25,7 @@ def capture(run: Run) -> dict[str, Any]:
         "learner": {name: getattr(learner, name).state_dict() for name in LEARNER},
         "log_temperature": learner.log_temperature.detach(),
         "updates": learner.updates,
+        "explorer": {"asked": run.explorer.asked, "noise": run.explorer.noise},
         "counts": {name: getattr(c, name) for name in COUNTS},
         "action": c.action,
         "window": c.window,
@@ -46,6 +47,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     with torch.no_grad():
         learner.log_temperature.copy_(state["log_temperature"])
     learner.updates = state["updates"]
+    run.explorer.asked, run.explorer.noise = state["explorer"]["asked"], state["explorer"]["noise"]
     for name in COUNTS:
         setattr(c, name, state["counts"][name])
     c.action, c.window, c.episode_step = state["action"], state["window"], state["episode_step"]

@@ -40,7 +40,7 @@ def train(
     collector, learner = run.collector, run.learner
     while collector.step < cfg.total_steps:
         before = collector.step
-        propose = learner.propose if before >= cfg.warmup_steps else _uniform_like(collector.action)
+        propose = run.explorer if before >= cfg.warmup_steps else _uniform_like(collector.action)
         while collector.step < min(before + cfg.steps_per_round, cfg.total_steps):
             transition, step = collector.decide(propose)
             run.monitor.observe(transition, step)

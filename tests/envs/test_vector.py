@@ -17,9 +17,9 @@ MAX_STEPS = 9
 
 
 class Clock(gym.Env[np.ndarray, np.ndarray]):
-    """Observes (seed, t, sum of the first action entry); by its seed it succeeds or breaks at t = 2 + seed % 5, or goes on.
+    """Observes (seed, t, sum of the first action entry); by its seed something happens at t = 2 + seed % 5.
 
-    seed % 3 == 0: success; 1: the simulator terminates without success; 2: neither, until the time limit.
+    seed % 3 == 0: success; 1: the simulator terminates without success; 2: nothing, until the time limit.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,9 @@ class Clock(gym.Env[np.ndarray, np.ndarray]):
         self.action_space = gym.spaces.Box(-1, 1, (2,), np.float64)
         self.seen: list[np.ndarray] = []
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         assert seed is not None
         self.seed, self.t, self.total = seed, 0, 0.0
         return self._obs(), {}

@@ -28,9 +28,7 @@ def test_log_probability_is_that_of_torch_distributions(chunk: tuple[int, int]) 
     reference = TransformedDistribution(Independent(Normal(mean, std), 1), TanhTransform())
     keep = sample.flatten(1).abs().amax(1) < 1 - 1e-9  # the reference inverts tanh, which rounds at the very edge
     assert keep.float().mean() > 0.8
-    torch.testing.assert_close(
-        log_prob[keep], reference.log_prob(sample.flatten(1))[keep], rtol=1e-6, atol=1e-6
-    )
+    torch.testing.assert_close(log_prob[keep], reference.log_prob(sample.flatten(1))[keep], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("mean", "log_std"), [(0.0, 0.0), (0.8, -1.0), (-2.0, 0.5), (0.0, -6.0)])

@@ -20,7 +20,14 @@ def _numbered(first: int, n: int) -> Transition:
     """Rows that carry their number in every field."""
     x = torch.arange(first, first + n).float()
     return Transition(
-        x[:, None].repeat(1, 3), x.view(-1, 1, 1) + 0.1, x.view(-1, 1, 1) + 0.2, x, x % 2, x, x[:, None] + 0.5, x.view(-1, 1, 1)
+        x[:, None].repeat(1, 3),
+        x.view(-1, 1, 1) + 0.1,
+        x.view(-1, 1, 1) + 0.2,
+        x,
+        x % 2,
+        x,
+        x[:, None] + 0.5,
+        x.view(-1, 1, 1),
     )
 
 

@@ -192,7 +192,9 @@ def test_the_actors_step_leaves_the_critic_alone() -> None:
     for p, q in zip(both.critic.parameters(), critic_only.critic.parameters(), strict=True):
         assert torch.equal(p, q)
         assert torch.equal(p.grad, q.grad)  # pyright: ignore[reportArgumentType]
-    assert any(not torch.equal(p, q) for p, q in zip(both.actor.parameters(), critic_only.actor.parameters(), strict=True))
+    assert any(
+        not torch.equal(p, q) for p, q in zip(both.actor.parameters(), critic_only.actor.parameters(), strict=True)
+    )
 
 
 def test_actor_and_temperature_move_at_every_kth_update_only() -> None:

@@ -50,8 +50,7 @@ class BaseConfig:
 SMALL_BET = {"context": 5, "layers": 2, "width": 64, "standardize_obs": True}
 SMALL_BET_TRAINING = ImitateConfig(steps=1_500, batch_size=128, lr=1e-3, eval_every=1_500)
 MLP_TRAINING = ImitateConfig(steps=2_000, batch_size=256, lr=1e-3, eval_every=2_000)
-ADROIT_BET = {"context": 10, "clusters": 8}
-ADROIT_TRAINING = ImitateConfig(steps=3_000, batch_size=128, lr=5e-4, eval_every=1_000, eval_episodes=50)
+ADROIT_TRAINING = ImitateConfig(steps=3_000, batch_size=128, lr=1e-3, eval_every=1_000, eval_episodes=50)
 
 BASES: Mapping[str, BaseConfig] = {
     "metaworld/peg-insert-side": BaseConfig("metaworld/peg-insert-side", net=SMALL_BET, training=SMALL_BET_TRAINING),
@@ -60,7 +59,7 @@ BASES: Mapping[str, BaseConfig] = {
         "adroit/door",
         source="dapg",
         file="adroit/door-v0_demos.pickle",
-        net=ADROIT_BET,
+        net=SMALL_BET,
         training=ADROIT_TRAINING,
         evaluate=True,
     ),
@@ -70,7 +69,7 @@ BASES: Mapping[str, BaseConfig] = {
         file="adroit/pen_expert.npz",
         episodes=25,
         noise=0.0,
-        net=ADROIT_BET,
+        net=SMALL_BET,
         training=ADROIT_TRAINING,
         evaluate=True,
     ),

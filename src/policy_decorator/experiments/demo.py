@@ -43,6 +43,5 @@ def demo(cfg: DemoConfig, display: Display | None = None) -> Refined:
     config = settings("quick", TASK, bound=cfg.bound, horizon=cfg.horizon, total_steps=cfg.total_steps)
     config = dataclasses.replace(config, seed=cfg.seed, policy=recipe.policy)
     refined = api.run(config, policy, demos=demos, out=cfg.out, display=display, overwrite=True)
-    demos.save(cfg.out / "demos.h5")
     save_policy(policy, cfg.out / "base", details={"task": TASK, "demonstrations": demos.describe()})
     return refined

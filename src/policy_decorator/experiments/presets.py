@@ -51,9 +51,21 @@ def _quick(task: str, kind: str) -> RefineConfig:
             horizon=10_000,
             base_only_warmup=True,
             standardize_obs=True,
-            n_step=3,
+            noise_hold=8,
+            n_step=10,
+            reward_shift=0.0,
+            demo_share=0.25,
             nets=NetConfig(depth=2, critic_layer_norm=True, log_std_min=-5.0),
-            sac=SACConfig(gamma=0.99, lr=3e-4, batch_size=256, actor_every=2, temperature=0.02),
+            sac=SACConfig(
+                gamma=0.99,
+                tau=0.02,
+                lr=3e-4,
+                batch_size=256,
+                actor_every=2,
+                temperature=0.002,
+                target_entropy=0.0,
+                entropy_in_backup=False,
+            ),
         ),
         train=TrainConfig(
             total_steps=60_000, warmup_steps=5_000, log_every=1_000, eval_every=10_000, save_every=20_000

@@ -6,6 +6,7 @@ from typing import Literal
 from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.demonstrations import Mixed, as_source, transitions
+from policy_decorator.rl.exploration import Explorer
 from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
 from policy_decorator.rl.replay import DataSource, NStep, Replay
@@ -27,6 +28,8 @@ class Config:
     """Action input of the critic (Sec. 4.3, Fig. 20)."""
     standardize_obs: bool = False
     """Standardise what the networks see with the demonstrations' statistics (not in the paper)."""
+    noise_hold: int = 1
+    """Decisions for which the exploration noise stays the same (1 in the paper)."""
     n_step: int = 1
     """Decisions per return (1 in the paper)."""
     reward_shift: float = -1.0
@@ -47,6 +50,7 @@ def build(cfg: Config, p: Problem) -> Run:
     return Run(
         collector=Collector(p.env, p.base, residual, gate, cfg.reward_shift, p.seed),
         learner=SAC(actor, critics, residual, p.action_size, cfg.sac),
+        explorer=Explorer(actor, cfg.noise_hold),
         replay=replay,
         nstep=NStep(cfg.n_step, cfg.sac.gamma),
         data=_data(cfg, p, replay),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from policy_decorator.rl.demonstrations import Demonstrated
+from policy_decorator.rl.exploration import Explorer
 from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.replay import DataSource, NStep, Replay
 from policy_decorator.rl.sac import SAC
@@ -47,6 +48,7 @@ class Run:
 
     collector: Collector
     learner: SAC
+    explorer: Explorer
     replay: Replay
     nstep: NStep
     data: DataSource

@@ -77,14 +77,18 @@ class TanhGaussian(nn.Module):
         low, high = self.cfg.log_std_min, self.cfg.log_std_max
         return mean, low + 0.5 * (high - low) * (torch.tanh(x) + 1)
 
-    def forward(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, *) -> a sample (B, Ta, Da) and its log-probability (B,)."""
+    def forward(self, seen: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, *) -> a sample (B, Ta, Da) and its log-probability (B,); `noise` (B, Ta * Da) is fresh unless given."""
         mean, log_std = self._mean_and_log_std(seen)
-        noise = torch.randn_like(mean)
+        noise = self.fresh_noise(seen) if noise is None else noise
         u = mean + log_std.exp() * noise
         gaussian = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
         squash = 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))  # log(1 - tanh(u)^2), without overflow
         return u.tanh().unflatten(-1, self.chunk_shape), (gaussian - squash).sum(-1)
+
+    def fresh_noise(self, seen: Tensor) -> Tensor:
+        """Standard normal, (B, Ta * Da)."""
+        return torch.randn(len(seen), math.prod(self.chunk_shape), device=seen.device)
 
     def mode(self, seen: Tensor) -> Tensor:
         """(B, *) -> the most likely raw action (B, Ta, Da)."""

@@ -59,10 +59,6 @@ class SAC:
     def temperature(self) -> Tensor:
         return self.log_temperature.detach().exp()
 
-    def propose(self, seen: Tensor) -> Tensor:
-        """Raw actions sampled for exploration, (B, Ta, Da)."""
-        return self.actor(seen)[0]
-
     def critic_loss(self, b: Transition) -> tuple[Tensor, Tensor]:
         """Eq. 5-6: regress on the soft value of the next decision; also returns Q (n_critics, B)."""
         with torch.no_grad():

@@ -1,0 +1,28 @@
+"""How the actor explores: its Gaussian, with noise that may be held for a few decisions.
+
+At control rates of 20 to 100 Hz the white noise of SAC averages out before it moves an arm anywhere; noise that stays
+the same for `hold` decisions does not. 1 is SAC, and the paper. Off-policy learning needs no correction for it.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from policy_decorator.rl.nets import TanhGaussian
+
+
+@dataclass
+class Explorer:
+    """Proposes raw actions (B, Ta, Da) for what the actor sees."""
+
+    actor: TanhGaussian
+    hold: int = 1
+    asked: int = 0  # decisions so far
+    noise: Tensor = field(default_factory=lambda: torch.zeros(0))  # (B, Ta * Da)
+
+    def __call__(self, seen: Tensor) -> Tensor:
+        if self.asked % self.hold == 0:
+            self.noise = self.actor.fresh_noise(seen)
+        self.asked += 1
+        return self.actor(seen, self.noise)[0]

@@ -1,0 +1,212 @@
+"""Interrupted and resumed is the same as never interrupted, bit for bit."""
+
+import errno
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from policy_decorator import api, snapshot
+from policy_decorator.envs.toy import BiasedController
+from policy_decorator.errors import UserError
+from policy_decorator.progress import Silent, Update
+from policy_decorator.refine import RefineConfig
+from policy_decorator.runlog import RunFolder
+
+MakeConfig = Callable[..., RefineConfig]
+
+
+class Interrupted(Silent):
+    """Ctrl-C when the stage that begins with `title` has come to `at`."""
+
+    def __init__(self, at: int, title: str = "refining") -> None:
+        self.at, self.title = at, title
+
+    @contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Update]:
+        def update(done: int, total: int = total, note: str = "") -> None:
+            if title.startswith(self.title) and done >= self.at:
+                raise KeyboardInterrupt
+
+        yield update
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The film and the report have tests of their own."""
+    monkeypatch.setattr(api, "film", lambda *_: None)
+    monkeypatch.setattr(api, "write_report", lambda *_: None)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "wall_seconds"} for line in lines]
+
+
+def _outcome(run: Path) -> dict[str, Any]:
+    """Everything a run leaves behind, in the order in which a difference would first show."""
+    state = snapshot.read(run / "checkpoints" / "last.pt", torch.device("cpu"))
+    summary = {key: value for key, value in RunFolder.open(run).summary().items() if key != "wall_seconds"}
+    return {
+        "metrics": _lines(run / "metrics.jsonl"),
+        "episodes": _lines(run / "episodes.jsonl"),
+        "state": _plain(state),
+        "summary": summary,
+        "residual": (run / "refined" / "residual.safetensors").read_bytes(),
+    }
+
+
+def _plain(x: Any) -> Any:
+    """Tensors as types, shapes and lists, so that nested states compare with ==."""
+    if isinstance(x, torch.Tensor):
+        return str(x.dtype), tuple(x.shape), x.tolist()
+    if isinstance(x, dict):
+        return {key: _plain(value) for key, value in x.items()}
+    return [_plain(value) for value in x] if isinstance(x, list | tuple) else x
+
+
+def _bases(noisy: nn.Module) -> dict[str, Any]:
+    return {"dropout": noisy, "noise": BiasedController()}
+
+
+def _assert_same(one: Path, two: Path) -> None:
+    a, b = _outcome(one), _outcome(two)
+    for part in a:
+        assert a[part] == b[part], part
+
+
+@pytest.mark.parametrize("base", ["dropout", "noise"])
+@pytest.mark.parametrize("task", ["toy/reach", "toy/reach-gym"])
+def test_resumed_is_as_uninterrupted(
+    task: str, base: str, tmp_path: Path, make_config: MakeConfig, noisy: nn.Module
+) -> None:
+    config = make_config(task, total_steps=500, save_every=220)
+    policy = _bases(noisy)[base]
+    api.run(config, policy, out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        api.run(config, policy, out=tmp_path / "cut", display=Interrupted(400))
+    assert RunFolder.open(tmp_path / "cut").metrics()[-1]["env_steps"] < 400
+    state = snapshot.read(tmp_path / "cut" / "checkpoints" / "last.pt", torch.device("cpu"))
+    assert 220 <= state["counts"]["step"] < 400
+    if task == "toy/reach-gym":  # episodes were in flight, and n-step returns open
+        assert any(key.startswith("executed_") for key in state["env"])
+    assert state["nstep"]
+    torch.rand(7)  # whatever the new process has drawn
+    api.run(config, policy, out=tmp_path / "cut", resume=True)
+    _assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_it_may_be_interrupted_again_and_again_and_at_any_point_of_the_rhythm(
+    tmp_path: Path, make_config: MakeConfig, noisy: nn.Module
+) -> None:
+    """Checkpoints between two lines of metrics, and metrics that are older than the last round."""
+    rhythm = {"total_steps": 330, "steps_per_round": 8, "log_every": 8, "save_every": 36, "eval_every": 150}
+    config = make_config(**rhythm)
+    learn = replace(config.learn, sac=replace(config.learn.sac, actor_every=2))
+    config = replace(config, learn=learn, train=replace(config.train, updates_per_step=1 / 8))
+    api.run(config, noisy, out=tmp_path / "whole")
+    for k, at in enumerate((60, 168, 240)):
+        with pytest.raises(KeyboardInterrupt):
+            api.run(config, noisy, out=tmp_path / "cut", display=Interrupted(at), resume=k > 0)
+    api.run(config, noisy, out=tmp_path / "cut", resume=True)
+    _assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("title", ["testing the refined policy", None])
+def test_an_end_that_was_interrupted_or_reached_is_repeated_the_same(
+    title: str | None, tmp_path: Path, make_config: MakeConfig, noisy: nn.Module
+) -> None:
+    config = make_config(total_steps=200)
+    api.run(config, noisy, out=tmp_path / "whole")
+    if title is None:
+        api.run(config, noisy, out=tmp_path / "cut")
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            api.run(config, noisy, out=tmp_path / "cut", display=Interrupted(1, title))
+    api.run(config, noisy, out=tmp_path / "cut", resume=True)
+    _assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_finished_run_can_be_given_a_larger_budget(tmp_path: Path, make_config: MakeConfig, noisy: nn.Module) -> None:
+    config = make_config(total_steps=200)
+    api.run(config, noisy, out=tmp_path / "run")
+    longer = replace(config, train=replace(config.train, total_steps=300))
+    assert api.run(longer, noisy, out=tmp_path / "run", resume=True).summary["env_steps"] >= 300
+    steps = [line["env_steps"] for line in RunFolder.open(tmp_path / "run").evaluations("final")]
+    assert len(steps) == 1  # the comparison after 200 steps is no longer the end
+    assert steps[0] >= 300
+    shorter = replace(config, train=replace(config.train, total_steps=100))
+    with pytest.raises(UserError, match="larger budget"):
+        api.run(shorter, noisy, out=tmp_path / "run", resume=True)
+
+
+def test_what_cannot_be_resumed(tmp_path: Path, make_config: MakeConfig, noisy: nn.Module) -> None:
+    config = make_config(total_steps=200)
+    with pytest.raises(UserError, match="needs the run folder"):
+        api.run(config, noisy, resume=True)
+    with pytest.raises(UserError, match="no run folder"):
+        api.run(config, noisy, out=tmp_path / "nowhere", resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        api.run(config, noisy, out=tmp_path / "run", display=Interrupted(100))
+    with pytest.raises(UserError, match="before its first one"):
+        api.run(config, noisy, out=tmp_path / "run", resume=True)
+    other = replace(config, seed=1, envs=5)
+    with pytest.raises(UserError, match="other settings of envs, seed"):
+        api.run(other, noisy, out=tmp_path / "run", resume=True)
+    (tmp_path / "run" / "checkpoints" / "last.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
+    with pytest.raises(UserError, match="damaged"):
+        api.run(config, noisy, out=tmp_path / "run", resume=True)
+
+
+# ---- the file -------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    state = {"a": torch.arange(3), "b": {"c": [1.5, None, "x", True], "d": torch.tensor(float("nan"))}}
+    snapshot.write(tmp_path / "last.pt", state)
+    again = snapshot.read(tmp_path / "last.pt", torch.device("cpu"))
+    assert str(again) == str(state)
+    assert list(tmp_path.iterdir()) == [tmp_path / "last.pt"]
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return eval, ("1 + 1",)
+
+
+@pytest.mark.parametrize("content", ["pickle", "cut", "empty"])
+def test_a_file_that_is_no_checkpoint_is_refused_and_runs_no_code(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "last.pt"
+    torch.save({"a": Evil()} if content == "pickle" else {"a": torch.zeros(1000)}, path)
+    if content != "pickle":
+        path.write_bytes(path.read_bytes()[: 1000 if content == "cut" else 0])
+    with pytest.raises(UserError, match="damaged"):
+        snapshot.read(path, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("how", ["plain", "hidden"])
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    path = tmp_path / "last.pt"
+    snapshot.write(path, {"a": 1})
+
+    def full(state: Any, file: Path) -> None:
+        file.write_bytes(b"half")
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            if how == "hidden":  # as torch's zip writer does
+                raise RuntimeError("[enforce fail at inline_container.cc]")  # noqa: B904
+            raise
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="disk is full"):
+        snapshot.write(path, {"a": 2})
+    monkeypatch.undo()
+    assert snapshot.read(path, torch.device("cpu")) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
