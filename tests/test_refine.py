@@ -107,7 +107,7 @@ def test_every_question_to_the_base_is_counted(make_config: MakeConfig, steady: 
     asked = base.rows
     assert asked == 4 + 4  # once to check its answer in the evaluation environments, once to begin
     for _ in range(60):
-        session.run.collector.decide(session.run.learner.propose)
+        session.run.collector.decide(session.run.explorer)
     counts = session.counts()
     assert base.rows - asked == counts["base_queries"] - 4
     timeouts = counts["base_queries"] - 4 - counts["decisions"]
@@ -228,7 +228,7 @@ def test_the_curve_begins_with_the_base_and_has_one_point_per_evaluation(
 @pytest.mark.parametrize("seed", [0, 5])
 def test_training_begins_at_the_seeds_of_its_own(seed: int, make_config: MakeConfig) -> None:
     session = Refinement(make_config(seed=seed), BiasedController(), None)
-    _, step = session.run.collector.decide(session.run.learner.propose)
+    _, step = session.run.collector.decide(session.run.explorer)
     assert step.episode.tolist() == [TRAINING + seed * EPISODES_PER_SEED + i for i in range(4)]
 
 
@@ -316,8 +316,8 @@ def test_demonstrations_standardize_and_enter_the_batches(make_config: MakeConfi
     session = Refinement(replace(config, learn=learn), BiasedController(), None, demos)
     actor: Any = session.run.learner.actor
     np.testing.assert_allclose(actor.standardize.mean, demos.observations.mean(0), rtol=1e-5, atol=1e-6)
-    session.run.collector.decide(session.run.learner.propose)
-    session.run.replay.add(session.run.collector.decide(session.run.learner.propose)[0])
+    session.run.collector.decide(session.run.explorer)
+    session.run.replay.add(session.run.collector.decide(session.run.explorer)[0])
     batch = session.run.data.sample(40)
     known = {tuple(o) for o in demos.observations.tolist()}
     assert [tuple(o) in known for o in batch.obs.tolist()] == [False] * 20 + [True] * 20
@@ -387,6 +387,14 @@ def test_a_function_that_is_not_finite_or_never_succeeds_is_refused() -> None:
     assert forced.summary["env_steps"] >= 60
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The film and the report have tests of their own."""
+    monkeypatch.setattr(api, "film", lambda *_: None)
+    monkeypatch.setattr(api, "write_report", lambda *_: None)
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_decorators_stack_and_policies_come_from_folders(tmp_path: Path, make_config: MakeConfig) -> None:
     policy = build("mlp", 4, 2, MLPConfig(width=8, depth=1, standardize_obs=False))
     config = make_config(total_steps=60)
@@ -401,6 +409,7 @@ def test_decorators_stack_and_policies_come_from_folders(tmp_path: Path, make_co
     assert (second.policy.act(window) - policy.act(window)).abs().max() <= 1.0 + 1e-6  # twice 0.5
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_module_of_ones_own_may_have_a_cfg(tmp_path: Path, make_config: MakeConfig, steady: nn.Module) -> None:
     """Only the package's own policies are saved beside the residual, and known by the type of their config."""
     steady.cfg = {"mine": True}  # pyright: ignore[reportArgumentType]

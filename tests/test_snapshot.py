@@ -105,10 +105,10 @@ def test_resumed_is_as_uninterrupted(
 def test_it_may_be_interrupted_again_and_again_and_at_any_point_of_the_rhythm(
     tmp_path: Path, make_config: MakeConfig, noisy: nn.Module
 ) -> None:
-    """Checkpoints between two lines of metrics, and metrics that are older than the last round."""
+    """Checkpoints between two lines of metrics, metrics older than the last round, noise that is being held."""
     rhythm = {"total_steps": 330, "steps_per_round": 8, "log_every": 8, "save_every": 36, "eval_every": 150}
     config = make_config(**rhythm)
-    learn = replace(config.learn, sac=replace(config.learn.sac, actor_every=2))
+    learn = replace(config.learn, noise_hold=5, sac=replace(config.learn.sac, actor_every=2))
     config = replace(config, learn=learn, train=replace(config.train, updates_per_step=1 / 8))
     api.run(config, noisy, out=tmp_path / "whole")
     for k, at in enumerate((60, 168, 240)):

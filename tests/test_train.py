@@ -29,7 +29,7 @@ def _nothing(*_: Any) -> None: ...
 
 @dataclass
 class Idle:
-    """A learner that counts."""
+    """A learner and an explorer that count."""
 
     cfg: SACConfig = field(default_factory=lambda: SACConfig(batch_size=4))
     updates: int = 0
@@ -37,7 +37,7 @@ class Idle:
     step: Callable[[], int] = lambda: 0
     updated_at: list[int] = field(default_factory=list)
 
-    def propose(self, seen: Tensor) -> Tensor:
+    def __call__(self, seen: Tensor) -> Tensor:  # as the explorer
         self.proposed.append(self.step())
         return torch.zeros(len(seen), 1, 2)
 
@@ -54,8 +54,8 @@ def _idle_run(n: int = 4, n_step: int = 1) -> tuple[Run, Idle]:
     learner = Idle()
     learner.step = lambda: collector.step
     policy: Any = base
-    actor: Any = learner
-    return Run(collector, actor, replay, NStep(n_step, 0.9), replay, Monitor(), policy), learner
+    both: Any = learner
+    return Run(collector, both, both, replay, NStep(n_step, 0.9), replay, Monitor(), policy), learner
 
 
 # ---- rhythm ---------------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ class Match:
 
 
 def wanted(obs: Tensor) -> Tensor:
-    return 0.6 * torch.stack([obs[:, 0] * obs[:, 1], obs[:, 0].abs() - 0.5], dim=1)
+    return torch.stack([0.6 * obs[:, 0] * obs[:, 1] + 0.15, 0.6 * (obs[:, 0].abs() - 0.5) + 0.2], dim=1)
 
 
 class Zero:
@@ -266,9 +266,9 @@ QUICK = Config(
 
 def test_it_learns_to_match_from_sparse_success() -> None:
     cfg = replace(QUICK, bound=0.8, horizon=0, n_step=1, base_only_warmup=False)
-    rhythm = TrainConfig(total_steps=6000, warmup_steps=1000)
+    rhythm = TrainConfig(total_steps=5000, warmup_steps=1000, updates_per_step=0.3)
     base, learned = _learn(Match, Zero(), cfg, rhythm, 2)
-    assert base < 0.4
+    assert base < 0.3
     assert learned >= 0.9
 
 

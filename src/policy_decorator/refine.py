@@ -68,6 +68,8 @@ class RefineConfig:
     """The residual handed over: of the best evaluation during training, or of its end."""
     seed: int = 0
     """Of the networks, the exploration and the training episodes. Evaluation seeds are the same for every seed."""
+    threads: int | None = None
+    """Threads of the learner on a CPU; None leaves torch's choice. One is fastest for small networks and batches."""
     device: str = "auto"
     """Of the learner, the replay and the base: cpu, cuda, or auto."""
     replay_capacity: int | None = None
@@ -98,6 +100,8 @@ class Refinement:
         self.device = device_of(cfg)
         self.chunk = int(getattr(base, "chunk", 1))
         self.hash_before = _hash(base)
+        if cfg.threads is not None:
+            torch.set_num_threads(cfg.threads)
         torch.manual_seed(cfg.seed)
         self.eval_env = self._vector(min(cfg.envs, cfg.eval_episodes))
         self._check_answer()

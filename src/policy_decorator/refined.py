@@ -116,7 +116,8 @@ class Refined:
         if policy is None and card["base"] == "external":
             raise UserError(f"The base policy of {folder} was yours: load it with `Refined.load(folder, policy=...)`.")
         nets = NetConfig(**card["nets"])
-        actor = TanhGaussian(card["input_size"], tuple(card["chunk"]), nets)
+        with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten: leave no trace in the random state
+            actor = TanhGaussian(card["input_size"], tuple(card["chunk"]), nets)
         try:
             actor.load_state_dict(load_file(folder / "residual.safetensors"))
         except (OSError, RuntimeError, SafetensorError) as error:

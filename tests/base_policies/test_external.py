@@ -160,9 +160,7 @@ class Agent:
         return numpy_row(obs)  # pyright: ignore[reportReturnType]
 
 
-@pytest.mark.parametrize(
-    "policy", [StableBaselines(), Predictor(), Agent(), numpy_batch, torch.nn.Linear(3, 2)]
-)
+@pytest.mark.parametrize("policy", [StableBaselines(), Predictor(), Agent(), numpy_batch, torch.nn.Linear(3, 2)])
 def test_as_policy_takes_all_kinds(policy: Any) -> None:
     expected = policy(WINDOW[:, -1]).clamp(-1, 1) if isinstance(policy, torch.nn.Module) else EXPECTED
     torch.testing.assert_close(as_policy(policy, 2).act(WINDOW), expected.detach().unsqueeze(1))

@@ -98,9 +98,7 @@ def scripted(values: list[float], seen: list[dict[str, torch.Tensor]]) -> Evalua
     return evaluate
 
 
-@pytest.mark.parametrize(
-    ("values", "best"), [([0.1, 0.8, 0.3, 0.2], 1), ([0.5, 0.1, 0.5, 0.4], 2), ([0.0] * 4, 3)]
-)
+@pytest.mark.parametrize(("values", "best"), [([0.1, 0.8, 0.3, 0.2], 1), ([0.5, 0.1, 0.5, 0.4], 2), ([0.0] * 4, 3)])
 def test_the_best_checkpoint_is_restored_and_the_later_of_equals(values: list[float], best: int) -> None:
     seen: list[dict[str, torch.Tensor]] = []
     policy = MLPPolicy(MLPConfig(width=8), 3, 2)
@@ -132,9 +130,7 @@ def test_the_same_seed_gives_the_same_policy_however_often_it_is_evaluated() -> 
         policy.load_state_dict(initial)
         torch.rand(seed + eval_every)  # the caller's random state is nobody's business
         cfg = ImitateConfig(steps=6, batch_size=8, eval_every=eval_every, seed=seed)
-        imitate(
-            policy, demos, cfg, evaluate=lambda p, step: float(p.act(torch.zeros(2, 3, 3)).sum() * 0 + step)
-        )
+        imitate(policy, demos, cfg, evaluate=lambda p, step: float(p.act(torch.zeros(2, 3, 3)).sum() * 0 + step))
         return policy.head.weight.detach().clone()
 
     first = train(seed=1, eval_every=2)
@@ -150,9 +146,7 @@ def test_every_evaluation_meets_the_same_randomness() -> None:
         return 0.0
 
     cfg = ImitateConfig(steps=6, eval_every=2, batch_size=4)
-    small = BeTConfig(
-        context=3, clusters=3, layers=1, heads=2, width=8, gpt_output=8
-    )  # its dropout draws too
+    small = BeTConfig(context=3, clusters=3, layers=1, heads=2, width=8, gpt_output=8)  # its dropout draws too
     imitate(BehaviorTransformer(small, 3, 2), linear_demonstrations(), cfg, evaluate=evaluate)
     assert len(drawn) == 3
     assert len(set(drawn)) == 1
@@ -184,9 +178,7 @@ def test_a_loss_that_is_not_finite() -> None:
 def test_a_success_rate_that_is_not_finite() -> None:
     policy = MLPPolicy(MLPConfig(width=8), 3, 2)
     with pytest.raises(UserError, match="evaluation success is nan at step 1"):
-        imitate(
-            policy, linear_demonstrations(), ImitateConfig(steps=1), evaluate=lambda p, step: float("nan")
-        )
+        imitate(policy, linear_demonstrations(), ImitateConfig(steps=1), evaluate=lambda p, step: float("nan"))
 
 
 def test_demonstrations_shorter_than_the_context() -> None:

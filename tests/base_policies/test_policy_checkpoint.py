@@ -112,9 +112,7 @@ def test_a_card_that_does_not_fit(changes: dict[str, Any], message: str, tmp_pat
         load_policy(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("file", "message"), [("policy.json", "holds no policy"), ("policy.safetensors", "missing")]
-)
+@pytest.mark.parametrize(("file", "message"), [("policy.json", "holds no policy"), ("policy.safetensors", "missing")])
 def test_a_missing_file(file: str, message: str, tmp_path: Path) -> None:
     (saved(tmp_path) / file).unlink()
     with pytest.raises(UserError, match=message):

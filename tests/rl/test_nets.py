@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
@@ -31,15 +32,32 @@ def test_log_probability_is_that_of_torch_distributions(chunk: tuple[int, int]) 
     torch.testing.assert_close(log_prob[keep], reference.log_prob(sample.flatten(1))[keep], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(("mean", "log_std"), [(0.0, 0.0), (0.8, -1.0), (-2.0, 0.5), (0.0, -6.0)])
-def test_the_density_integrates_to_one(monkeypatch: pytest.MonkeyPatch, mean: float, log_std: float) -> None:
+@pytest.mark.parametrize(("mean", "x"), [(0.0, 0.0), (0.8, -0.4), (-2.0, 0.3), (0.0, -2.0)])
+def test_the_density_integrates_to_one(mean: float, x: float) -> None:
     """One dimension: the sample as a function of the noise sweeps (-1, 1); integrate exp(log_prob) over it."""
-    actor = TanhGaussian(1, (1, 1)).double()
+    actor = TanhGaussian(1, (1, 1), NetConfig(width=4, depth=1, log_std_min=-6)).double()
+    with torch.no_grad():  # a head that answers `mean` and `x` whatever it sees
+        actor.net[-1].weight.zero_()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        actor.net[-1].bias.copy_(torch.tensor([mean, x]))  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
     noise = torch.linspace(-9, 9, 40001, dtype=torch.float64)[:, None]
-    monkeypatch.setattr(actor, "_mean_and_log_std", lambda seen: (mean + 0 * seen, log_std + 0 * seen))
-    monkeypatch.setattr(torch, "randn_like", lambda x: noise)
-    sample, log_prob = actor(noise)
+    sample, log_prob = actor(noise, noise)
     assert torch.trapezoid(log_prob.exp(), sample.flatten()).item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_given_noise_decides_the_sample_and_fresh_noise_is_standard_normal() -> None:
+    actor, seen = TanhGaussian(3, (2, 2), NetConfig(width=8, depth=1, head_gain=1.0)), torch.randn(5000, 3)
+    noise = actor.fresh_noise(seen)
+    assert noise.shape == (5000, 4)
+    assert stats.kstest(noise.flatten().numpy(), "norm").pvalue > 1e-3  # pyright: ignore[reportAttributeAccessIssue]
+    sample, log_prob = actor(seen, noise)
+    mean, std = _gaussian(actor, seen)
+    torch.testing.assert_close(sample, (mean + std * noise).tanh().view(5000, 2, 2))
+    torch.manual_seed(4)
+    fresh = actor.fresh_noise(seen)
+    torch.manual_seed(4)
+    for x, y in zip(actor(seen), actor(seen, fresh), strict=True):
+        assert torch.equal(x, y)
+    assert not torch.equal(actor(seen)[1], log_prob)
 
 
 def test_the_log_probability_stays_finite_where_tanh_saturates() -> None:

@@ -51,9 +51,10 @@ def _scored(sees: str, base: Tensor, raw: Tensor) -> Tensor:
     return {"sum": base + 0.4 * raw, "residual": raw, "concat": torch.cat([raw, base], dim=-1)}[sees]
 
 
+@pytest.mark.parametrize("entropy", [True, False])
 @pytest.mark.parametrize("sees", ["sum", "concat", "residual"])
-def test_critic_loss(sees: str) -> None:
-    learner, b = _sac(SACConfig(gamma=0.9, temperature=0.3), sees), _batch()
+def test_critic_loss(sees: str, entropy: bool) -> None:
+    learner, b = _sac(SACConfig(gamma=0.9, temperature=0.3, entropy_in_backup=entropy), sees), _batch()
     raw, log_prob = _same_noise(learner, b.next_obs)
     loss, q = learner.critic_loss(b)
     value = learner.target(b.next_obs, _scored(sees, b.next_base, raw))
@@ -62,7 +63,7 @@ def test_critic_loss(sees: str) -> None:
     for i in range(B):
         goal = float(b.reward[i])
         if not b.terminated[i]:
-            goal += 0.9 ** int(b.decisions[i]) * (value[:, i].min().item() - 0.3 * log_prob[i].item())
+            goal += 0.9 ** int(b.decisions[i]) * (value[:, i].min().item() - entropy * 0.3 * log_prob[i].item())
         expected += sum((current[k, i].item() - goal) ** 2 for k in range(2)) / B
     assert loss.item() == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(q, current)

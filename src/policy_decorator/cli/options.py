@@ -25,10 +25,10 @@ def parse(kind: type[T], command: str, description: str, args: list[str], defaul
 
 
 def peek(args: Sequence[str], *names: str) -> dict[str, str | None]:
-    """The values of the options `names`, None where not given: they decide on the defaults of the others."""
+    """The values of the options of the fields `names`, None where not given: they decide on the defaults of the others."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in names:
-        parser.add_argument(f"--{name}")
+        parser.add_argument(f"--{name.replace('_', '-')}")
     try:
         return vars(parser.parse_known_args(list(args))[0])
     except argparse.ArgumentError:  # an option without its value: tyro will say so

@@ -28,9 +28,8 @@ ABOUT = """Learn a small bounded residual on a frozen base policy by reinforceme
 then compare the two on the same episodes. --preset decides what is not given, --bound and --horizon matter most. \
 A run that was stopped goes on with: pidec refine --out RUN --resume"""
 
-DEMOS = "demos.h5"
 FROM_ONE = "envs eval_episodes test_episodes replay_capacity max_steps total_steps steps_per_round log_every"
-FROM_ONE += " eval_every save_every n_step width depth critics batch_size actor_every"
+FROM_ONE += " eval_every save_every n_step noise_hold width depth critics batch_size actor_every threads"
 FROM_ZERO = "seed horizon warmup_steps updates_per_step temperature max_grad_norm"
 ABOVE_ZERO = "bound lr tau"
 SHARES = "gamma demo_share"
@@ -62,7 +61,7 @@ class Options:
 
 def parse(args: list[str]) -> Options:
     """Raises UserError: unknown names, contradictions, numbers out of range, no policy, nothing to resume."""
-    given = peek(args, "preset", "task", "policy", "out", "method", "bound", "horizon")
+    given = peek(args, "preset", "task", "policy", "out", "method", "bound", "horizon", "demo_share")
     if given["method"] == "residual-rl" and (given["bound"] or given["horizon"]):
         raise UserError("residual-rl has no --bound and no --horizon: it is policy-decorator with 1 and 0.")
     resume = "--resume" in args
@@ -72,7 +71,7 @@ def parse(args: list[str]) -> Options:
     get_task(options.settings.task)
     lookup("method", options.settings.method, METHODS)
     _check_numbers(options.settings)
-    if options.settings.learn.demo_share > 0 and options.demos is None and not resume:
+    if given["demo_share"] and options.settings.learn.demo_share > 0 and not (options.demos or resume):
         raise UserError("--demo-share is a share of demonstrations: give --demos too.")
     return options
 
@@ -85,20 +84,15 @@ def run(options: Options) -> Answer:
     base = _base_of_run(out, config) if options.resume else Path(config.policy)
     check_fits(describe(base), get_task(config.task), shown)
     how: dict[str, Any] = {"resume": options.resume, "overwrite": options.overwrite, "force": options.force}
-    before, demos = _identity(out), options.demos
-    if options.resume and demos is None and config.learn.demo_share > 0:
-        demos = out / DEMOS
+    before = _identity(out)
     try:
-        refined = api.run(config, base, demos=demos, out=out, display=shown, **how)
+        refined = api.run(config, base, demos=options.demos, out=out, display=shown, **how)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(how_to_go_on(out)) from None
     except UserError:
         if _identity(out) != before and _never_began(out):
             shutil.rmtree(out)  # of this very call: in the way of the next try, and empty but for the settings
         raise
-    finally:
-        if config.learn.demo_share > 0 and demos is not None and _identity(out) != before:
-            shutil.copyfile(demos, out / DEMOS)  # --resume needs them again
     value = refined.summary | {"run": out, "report": out / "report.html"}
     return Answer(value, run_table(refined.summary, out), options.json)
 

@@ -4,6 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from policy_decorator import api
 from policy_decorator.base_policies.checkpoint import save_policy
 from policy_decorator.experiments.bases import BASES, demonstrations, train_base
@@ -26,7 +28,7 @@ class DemoConfig:
     """alpha; None takes the preset's."""
     horizon: int | None = None
     """H; None takes the preset's."""
-    total_steps: int = 41_000
+    total_steps: int = 50_000
     """Environment steps of the refinement."""
     seed: int = 0
     """Of everything: demonstrations, base policy, refinement."""
@@ -37,6 +39,7 @@ class DemoConfig:
 def demo(cfg: DemoConfig, display: Display | None = None) -> Refined:
     """Demonstrations, base policy, refinement and report, into `cfg.out`."""
     display = display or Bars()
+    torch.set_num_threads(1)  # for networks as small as these
     recipe = dataclasses.replace(BASES[TASK], episodes=cfg.episodes, noise=cfg.noise)
     demos = demonstrations(recipe, cfg.seed, Path(), display)
     policy = train_base(recipe, demos, cfg.seed, display)

@@ -46,6 +46,8 @@ def _quick(task: str, kind: str) -> RefineConfig:
     return RefineConfig(
         task=task,
         envs=8,
+        threads=1,
+        eval_episodes=30,
         learn=Config(
             bound=0.6,
             horizon=10_000,
