@@ -6,6 +6,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
+from torch import nn
+
 from policy_decorator import snapshot
 from policy_decorator.base_policies.checkpoint import load_policy, save_policy
 from policy_decorator.base_policies.external import as_policy
@@ -93,6 +95,8 @@ def run(
     """
     task, display = get_task(config.task), display or Silent()
     base = load(policy, task.action_size)
+    if saveable(base):
+        cast(nn.Module, base).to(device_of(config))  # a policy of the user's stays where it is
     if isinstance(demos, str | Path):
         demos = Demonstrations.load(demos)
     if demos is not None:
