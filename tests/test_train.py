@@ -231,7 +231,7 @@ class Match:
 
 
 def wanted(obs: Tensor) -> Tensor:
-    return torch.stack([0.6 * obs[:, 0] * obs[:, 1] + 0.15, 0.6 * (obs[:, 0].abs() - 0.5) + 0.2], dim=1)
+    return torch.stack([0.6 * obs[:, 0] * obs[:, 1] + 0.2, 0.6 * (obs[:, 0].abs() - 0.5) + 0.25], dim=1)
 
 
 class Zero:

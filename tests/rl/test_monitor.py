@@ -19,6 +19,7 @@ def _observe(monitor: Monitor, raw: Tensor, done: list[bool], success: list[bool
 def test_readings_by_hand() -> None:
     monitor = Monitor()
     assert monitor.read() == {}
+    monitor.recent.extend([True, False] * 4)  # with the two below, the fewest that make a rate
     raw = torch.tensor([[[0.5, -0.5]], [[0.0, 0.0]], [[1.0, 0.0]]])  # the second row's base acted alone
     _observe(monitor, raw, [True, False, True], [True, False, False])
     _observe(monitor, torch.tensor([[[-0.96, 0.97]], [[0.0, 0.0]], [[0.0, 0.0]]]), [False] * 3, [False] * 3)
@@ -31,6 +32,14 @@ def test_readings_by_hand() -> None:
         }
     )
     assert monitor.read() == {"train/success": 0.5}  # sizes are since the last reading, successes the last hundred
+
+
+def test_a_handful_of_episodes_makes_no_rate() -> None:
+    monitor = Monitor()
+    _observe(monitor, torch.zeros(9, 1, 1), [True] * 9, [True] * 9)
+    assert "train/success" not in monitor.read()
+    _observe(monitor, torch.zeros(1, 1, 1), [True], [False])
+    assert monitor.read()["train/success"] == pytest.approx(0.9)
 
 
 def test_no_size_is_reported_where_the_residual_never_spoke() -> None:

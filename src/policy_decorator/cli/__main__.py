@@ -4,4 +4,5 @@ import sys
 
 from policy_decorator.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,7 +10,7 @@ import tyro
 from rich.table import Table
 
 from policy_decorator.cli import Answer
-from policy_decorator.cli.options import Switch, display
+from policy_decorator.cli.options import Switch, display, processes
 from policy_decorator.cli.options import parse as parse_options
 from policy_decorator.cli.saved import Saved, check_fits, choose_device, describe, load
 from policy_decorator.cli.show import facts_table, gain_row, rate_row
@@ -41,6 +41,8 @@ class Options:
     """Seed of the first episode; the others follow."""
     envs: int | None = None
     """Environments stepped together; None: the run's, or 16."""
+    workers: int | None = None
+    """Processes among which the simulators are shared out; 0: none but this one; None: one per core."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     quiet: Switch = False
@@ -93,7 +95,8 @@ def _play(options: Options, saved: Saved, task: Task, shown: Display) -> dict[st
     # A policy that draws random numbers plays the same episodes only if as many environments draw together.
     run = saved.run
     n = options.envs or (min(run["envs"], run["eval_episodes"]) if run else min(16, options.episodes))
-    env = make_vector(task, n, context=base.context, chunk=saved.chunk, device=device)
+    workers = processes(options.workers)
+    env = make_vector(task, n, context=base.context, chunk=saved.chunk, workers=workers, device=device)
     outcomes = {}
     try:
         for name, policy in policies.items():

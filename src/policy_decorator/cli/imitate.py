@@ -13,7 +13,7 @@ from policy_decorator.base_policies import POLICIES, build
 from policy_decorator.base_policies.checkpoint import CARD, save_policy
 from policy_decorator.base_policies.imitate import ImitateConfig, ImitationResult, Imitator, imitate
 from policy_decorator.cli import Answer
-from policy_decorator.cli.options import Switch, display
+from policy_decorator.cli.options import Switch, display, processes
 from policy_decorator.cli.options import parse as parse_options
 from policy_decorator.cli.saved import choose_device
 from policy_decorator.cli.show import facts_table
@@ -54,6 +54,8 @@ class Options(Generic[Net]):
     """Use the first N demonstrations only."""
     no_evaluate: Switch = False
     """Skip the evaluations in simulation: the last parameters are kept instead of the best."""
+    workers: int | None = None
+    """Processes among which the simulators are shared out; 0: none but this one; None: one per core."""
     device: str = "auto"
     """cpu, cuda, or auto."""
     overwrite: Switch = False
@@ -129,7 +131,7 @@ def _train(
     policy: Imitator, demos: Demonstrations, task: Task, o: Options[Any], device: torch.device
 ) -> ImitationResult:
     shown, cfg = display(o.quiet), o.training
-    evaluate, close = _evaluation(policy, task, cfg, shown, device) if not o.no_evaluate else (None, lambda: None)
+    evaluate, close = (None, lambda: None) if o.no_evaluate else _evaluation(policy, task, o, shown, device)
     try:
         with shown.stage(f"imitating ({o.policy})", cfg.steps) as update:
 
@@ -145,15 +147,16 @@ def _train(
 
 
 def _evaluation(
-    policy: Imitator, task: Task, cfg: ImitateConfig, shown: Display, device: torch.device
+    policy: Imitator, task: Task, o: Options[Any], shown: Display, device: torch.device
 ) -> tuple[Callable[[Imitator, int], float], Callable[[], None]]:
     """Success rate on the validation seeds, those that refinement selects on too; and how to end the simulators."""
-    n = min(ENVS, cfg.eval_episodes)
-    env = make_vector(task, n, context=policy.context, chunk=policy.chunk, device=device)
+    episodes, workers = o.training.eval_episodes, processes(o.workers)
+    n = min(ENVS, episodes)
+    env = make_vector(task, n, context=policy.context, chunk=policy.chunk, workers=workers, device=device)
 
     def evaluate(policy: Imitator, step: int) -> float:
-        with shown.stage(f"evaluating at step {step:,}", cfg.eval_episodes) as update:
-            return run_episodes(env, policy, cfg.eval_episodes, VALIDATION, update).rate
+        with shown.stage(f"evaluating at step {step:,}", episodes) as update:
+            return run_episodes(env, policy, episodes, VALIDATION, update).rate
 
     return evaluate, env.close
 

@@ -1,12 +1,14 @@
 """How options are written, and a look at a few of them before the others are parsed."""
 
 import argparse
+import os
 import textwrap
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from policy_decorator.errors import UserError
 from policy_decorator.progress import Bars, Display, Silent
 
 T = TypeVar("T")
@@ -25,7 +27,7 @@ def parse(kind: type[T], command: str, description: str, args: list[str], defaul
 
 
 def peek(args: Sequence[str], *names: str) -> dict[str, str | None]:
-    """The values of the options of the fields `names`, None where not given: they decide on the defaults of the others."""
+    """The options of the fields `names`, None where not given: they decide on the defaults of the others."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in names:
         parser.add_argument(f"--{name.replace('_', '-')}")
@@ -33,6 +35,14 @@ def peek(args: Sequence[str], *names: str) -> dict[str, str | None]:
         return vars(parser.parse_known_args(list(args))[0])
     except argparse.ArgumentError:  # an option without its value: tyro will say so
         return dict.fromkeys(names)
+
+
+def processes(workers: int | None) -> int:
+    """--workers as `make_vector` wants it. Raises UserError for a negative number."""
+    if workers is not None and workers < 0:
+        raise UserError(f"--workers must be at least 0, got {workers}.")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (cores if cores > 1 else 0) if workers is None else workers
 
 
 def display(quiet: bool) -> Display:

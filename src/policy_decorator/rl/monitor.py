@@ -11,6 +11,9 @@ from policy_decorator.types import Step, Transition
 SATURATED = 0.95
 """|raw| above which a residual counts as pressed against its bound."""
 
+FEWEST_EPISODES = 10
+"""Below this a rate is an accident."""
+
 
 class Monitor:
     """Success over the last 100 training episodes; size and saturation of the residuals since the last reading."""
@@ -31,7 +34,8 @@ class Monitor:
 
     def read(self) -> dict[str, float]:
         """Metrics since the last reading; magnitudes are means over the decisions at which the residual spoke."""
-        out = {"train/success": sum(self.recent) / len(self.recent)} if self.recent else {}
+        enough = len(self.recent) >= FEWEST_EPISODES
+        out = {"train/success": sum(self.recent) / len(self.recent)} if enough else {}
         if self.sums is not None:
             size, saturated, active, rows = self.sums.tolist()
             out["train/residual_share"] = active / rows
