@@ -440,7 +440,7 @@ def imported_by(*args: str) -> list[str]:
     code = f"import sys; from policy_decorator.cli import main; main({list(args)}); "
     code += f"print(*(name for name in {HEAVY} if name in sys.modules), file=sys.stderr)"
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=dict(os.environ))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, env=dict(os.environ))
     return done.stderr.split()
 
 

@@ -34,7 +34,7 @@ def files_of_the_repository() -> list[Path]:
     """Tracked files and new ones that are not ignored; skips outside a git checkout."""
     command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     try:
-        listed = subprocess.run(command, capture_output=True, check=True, timeout=30).stdout.decode().split("\0")
+        listed = subprocess.run(command, capture_output=True, check=True, timeout=120).stdout.decode().split("\0")
     except (OSError, subprocess.SubprocessError):
         pytest.skip("not a git checkout")
     return [ROOT / name for name in listed if name and (ROOT / name).is_file()]
@@ -93,7 +93,7 @@ def test_make_targets() -> None:
 def test_ci_script_is_executable_and_parses() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
-    assert subprocess.run(["bash", "-n", str(script)], capture_output=True, timeout=30).returncode == 0
+    assert subprocess.run(["bash", "-n", str(script)], capture_output=True, timeout=120).returncode == 0
 
 
 def test_no_path_of_a_machine_and_no_registry() -> None:
