@@ -100,6 +100,7 @@ class Refinement:
         self.device = device_of(cfg)
         self.chunk = int(getattr(base, "chunk", 1))
         self.hash_before = _hash(base)
+        self.demo_base_queries = 0
         if cfg.threads is not None:
             torch.set_num_threads(cfg.threads)
         torch.manual_seed(cfg.seed)
@@ -123,6 +124,7 @@ class Refinement:
             statistics = (obs.mean(0), obs.std(0))
             if self.cfg.learn.demo_share > 0:
                 demonstrated = demonstrate(demos, self.base, self.device)
+                self.demo_base_queries = len(demonstrated.obs)
         return Problem(
             env=self._vector(self.cfg.envs),
             base=self.base,
@@ -265,6 +267,7 @@ class Refinement:
             "base_mean_steps": float(np.mean(base.env_steps)),
             "refined_mean_steps": float(np.mean(refined.env_steps)),
             **self.counts(),
+            "demo_base_queries": self.demo_base_queries,
             "eval_env_steps": self.eval_env_steps,
             "wall_seconds": round(self.folder.wall_seconds, 1) if self.folder else None,
             "bound": getattr(self.run.collector.composition, "bound", None),
