@@ -188,10 +188,19 @@ def test_resume_takes_its_own_settings_and_a_longer_budget(made: Made) -> None:
 def test_refined_policies_can_be_recorded_and_refined_again(made: Made, tmp_path: Path) -> None:
     told = pidec("demos", TASK, "--out", tmp_path / "d.h5", "--from-policy", made.run, "--episodes", "2", "--json")
     assert told.value["source"] == f"policy {made.run}"
-    stacked = pidec("refine", "--policy", made.run, "--out", tmp_path / "again", *SHORT, "--json").value
-    measured = pidec("evaluate", tmp_path / "again", "--episodes", "8", "--workers", "0", "--quiet", "--json").value
-    assert stacked["base_success"] == made.told["refine"]["refined_success"]
-    assert measured["refined"]["success_rate"] == stacked["refined_success"]
+    assert refine.parse(["--policy", str(made.run)]).settings.task == TASK
+
+
+def test_a_base_that_is_not_stored_with_its_residual_is_found_where_the_run_says(made: Made, run_copy: Path) -> None:
+    shutil.rmtree(run_copy / "refined" / "base")
+    card = read_json(run_copy / "refined" / "refined.json")
+    (run_copy / "refined" / "refined.json").write_text(json.dumps(card | {"base": "external"}))
+    measure = ["--episodes", "8", "--workers", "0", "--quiet", "--json"]
+    told, stored = (pidec("evaluate", run, *measure).value for run in (run_copy, made.run))
+    assert told["outcomes"] == stored["outcomes"]
+    config = read_json(run_copy / "config.json")
+    (run_copy / "config.json").write_text(json.dumps(config | {"policy": "yours"}))
+    assert "load it with" in pidec("evaluate", run_copy, *measure).err
 
 
 def test_report_writes_one_run_again(run_copy: Path) -> None:

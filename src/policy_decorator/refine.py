@@ -236,6 +236,8 @@ class Refinement:
         policy = cast(DecoratedPolicy, self.run.policy)
         comparison = Comparison(self._play(self.base, "base"), self._play(policy, "final"))
         summary = self._summary(comparison.base.episodes, comparison.refined.episodes, step)
+        if summary["gain"] < 0:
+            self.display.say("Warning: the refined policy did worse than the base on the test episodes: keep the base.")
         actor = copy.deepcopy(cast(TanhGaussian, policy.actor)).requires_grad_(False)
         refined = Refined(dataclasses.replace(policy, actor=actor), self.task.name, self.task.obs_size, summary)
         return refined, comparison

@@ -101,5 +101,6 @@ class SAC:
         params = opt.param_groups[0]["params"]
         for p, grad in zip(params, torch.autograd.grad(loss, params), strict=True):
             p.grad = grad
+        # Differs from the released code: all Q functions are clipped together, being one batched network.
         nn.utils.clip_grad_norm_(params, self.cfg.max_grad_norm)
         opt.step()
