@@ -66,7 +66,7 @@ BASES: Mapping[str, BaseConfig] = {
         "adroit/pen",
         source="expert npz",
         file="adroit/pen_expert.npz",
-        episodes=10,
+        episodes=5,
         noise=0.0,
         net=SMALL_BET,
         training=ADROIT_TRAINING,

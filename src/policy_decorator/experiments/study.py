@@ -77,7 +77,8 @@ def config(entry: Entry, seed: int) -> RefineConfig:
         total_steps=entry.total_steps,
     )
     train = replace(cfg.train, **entry.train)
-    return replace(cfg, method=entry.method, policy=base.policy, seed=seed, train=train, **entry.run)
+    one_core = {"workers": 0}  # runs stand side by side; the results are the same
+    return replace(cfg, method=entry.method, policy=base.policy, seed=seed, train=train, **one_core, **entry.run)
 
 
 @dataclass(frozen=True)
