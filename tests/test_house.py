@@ -144,17 +144,34 @@ def test_quick_preset_is_documented() -> None:
     from policy_decorator.experiments.presets import settings
 
     page = read("docs/differences-from-the-paper.md")
-    table = re.findall(
-        r"^\| `([a-z_.]+)` \| .* \| (.*) \| .* \|$", page.split("## The preset `quick`")[1], re.MULTILINE
-    )
+    section = page.split("## The preset `quick`")[1].split("\n## ")[0]
+    table = re.findall(r"^\| `([a-z_.]+)` \| .* \| (.*) \| .* \|$", section, re.MULTILINE)
     quick = settings("quick", "any task")
     assert {name for name, _ in table} == set(different_settings(settings("paper", "any task"), quick))
     for name, written in table:
-        value: Any = quick
-        for part in name.split("."):
-            value = getattr(value, part)
-        said = written.replace(",", "")
-        assert said == str(value) or float(said) == value, f"{name} is {value}, the page says {written}"
+        says(quick, name, written)
+
+
+def says(config: Any, name: str, written: str) -> None:
+    """The page's value of a setting is the code's."""
+    value = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    said = written.replace(",", "").replace("`", "")
+    assert said == str(value) or float(said) == value, f"{name} is {value}, the page says {written}"
+
+
+def test_quick_preset_of_the_hand_is_documented() -> None:
+    from policy_decorator.experiments.presets import settings
+
+    section = read("docs/differences-from-the-paper.md").split("## `quick` on the Adroit hand")[1].split("\n## ")[0]
+    table = re.findall(r"^\| `([a-z_.]+)` \| (.*) \| (.*) \| (.*) \| .* \|$", section, re.MULTILINE)
+    for column, task in enumerate(("adroit/door", "adroit/pen", "adroit/hammer"), start=1):
+        config = settings("quick", task)
+        different = set(different_settings(settings("quick", "any task"), config)) - {"task"}
+        assert different <= {row[0] for row in table}
+        for row in table:
+            says(config, row[0], row[column])
 
 
 def test_every_task_is_listed() -> None:

@@ -28,6 +28,12 @@ TABLE_8: Mapping[tuple[str, str], tuple[float, int]] = {
 }
 """(task, base policy) -> (alpha, H), state observations."""
 
+QUICK_ADROIT: Mapping[str, tuple[float, int, int]] = {
+    "adroit/door": (0.1, 50_000, 150_000),
+    "adroit/pen": (0.4, 20_000, 200_000),
+}
+"""task -> (alpha, H, total steps) of `quick`; the careful one of the two where a task is not listed."""
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -43,7 +49,7 @@ def _paper(task: str, kind: str) -> RefineConfig:
 
 
 def _quick(task: str, kind: str) -> RefineConfig:
-    return RefineConfig(
+    cfg = RefineConfig(
         task=task,
         envs=8,
         threads=1,
@@ -73,6 +79,15 @@ def _quick(task: str, kind: str) -> RefineConfig:
             total_steps=60_000, warmup_steps=5_000, log_every=1_000, eval_every=10_000, save_every=20_000
         ),
     )
+    return _quick_hand(cfg) if task.startswith("adroit/") else cfg
+
+
+def _quick_hand(cfg: RefineConfig) -> RefineConfig:
+    """24 to 30 joints: noise in so many adds up, and held noise makes a hand drop what it holds."""
+    bound, horizon, total = QUICK_ADROIT.get(cfg.task, QUICK_ADROIT["adroit/door"])
+    sac = replace(cfg.learn.sac, target_entropy=-0.5)
+    learn = replace(cfg.learn, bound=bound, horizon=horizon, noise_hold=1, actor_sees="obs+base", sac=sac)
+    return replace(cfg, learn=learn, train=replace(cfg.train, total_steps=total))
 
 
 PRESETS: Mapping[str, Preset] = {

@@ -3,11 +3,11 @@
     python -m policy_decorator.experiments.study controlled-exploration --seeds 0 1 2 --jobs 2
 
 Runs that are finished are kept and not run again, so a study may be interrupted. `results/<study>/` then holds
-summary.csv (a line per run), curves.csv (every curve, a line per point) and provenance.json.
+summary.csv (a line per run), curves.csv (every curve, a line per point), a picture per task and provenance.json.
 """
 
 import csv
-import json
+import io
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,16 @@ from typing import Any
 import tyro
 
 from policy_decorator import api
-from policy_decorator.disk import atomic_bytes
+from policy_decorator.disk import atomic_bytes, atomic_json
 from policy_decorator.errors import lookup
 from policy_decorator.experiments.bases import BASES, make_base
+from policy_decorator.experiments.demo import TASK, DemoConfig
 from policy_decorator.experiments.presets import settings
 from policy_decorator.progress import Bars
 from policy_decorator.provenance import provenance
 from policy_decorator.refine import RefineConfig
+from policy_decorator.reports.curves import compare
+from policy_decorator.reports.image import DPI
 from policy_decorator.runlog import RunFolder
 
 CURVES = ("train/success", "eval/full", "eval/behaviour", "eval/base", "train/epsilon")
@@ -38,13 +41,13 @@ SUMMARY = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a study: a base policy, a method and what differs from the `quick` preset."""
+    """One line of a study: a base policy, a method and, where given, what differs from the `quick` preset."""
 
     base: str
     """See `experiments.bases`."""
     label: str
     method: str = "policy-decorator"
-    total_steps: int = 60_000
+    total_steps: int | None = None
     bound: float | None = None
     horizon: int | None = None
     train: Mapping[str, Any] = field(default_factory=dict)
@@ -54,15 +57,14 @@ class Entry:
 
 
 STUDIES: Mapping[str, tuple[Entry, ...]] = {
+    # The runs of `make demo SEED=...`.
+    "demo": (Entry(TASK, "Policy Decorator", total_steps=DemoConfig.total_steps, run={"workers": None}),),
     "controlled-exploration": tuple(
         Entry(base=base, label=label, bound=bound, horizon=horizon)
         for base in ("metaworld/peg-insert-side", "metaworld/stick-pull")
         for label, bound, horizon in (("Policy Decorator", None, None), ("Residual RL", 1.0, 0))
     ),
-    "adroit": tuple(
-        Entry(base=base, label="Policy Decorator", total_steps=200_000, train={"eval_every": 25_000})
-        for base in ("adroit/door", "adroit/pen")
-    ),
+    "adroit": tuple(Entry(base, "Policy Decorator") for base in ("adroit/door", "adroit/pen")),
 }
 
 
@@ -77,19 +79,19 @@ def config(entry: Entry, seed: int) -> RefineConfig:
         total_steps=entry.total_steps,
     )
     train = replace(cfg.train, **entry.train)
-    one_core = {"workers": 0}  # runs stand side by side; the results are the same
-    return replace(cfg, method=entry.method, policy=base.policy, seed=seed, train=train, **one_core, **entry.run)
+    run = {"workers": 0, **entry.run}  # runs stand side by side, each on its own core; the results are the same
+    return replace(cfg, method=entry.method, policy=base.policy, seed=seed, train=train, **run)
 
 
 @dataclass(frozen=True)
 class StudyConfig:
     study: tyro.conf.Positional[str]
-    """controlled-exploration or adroit."""
+    """demo, controlled-exploration or adroit."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """A run of every entry for each."""
     jobs: int = 1
     """Runs side by side; give each its own core with OMP_NUM_THREADS=1."""
-    data: Path = Path("../shared/data")
+    data: Path = Path("data")
     """Where the Adroit files are: `adroit/door-v0_demos.pickle`, `adroit/pen_expert.npz`."""
     runs: Path = Path("runs")
     """Where the run folders go."""
@@ -134,12 +136,14 @@ def _spawn(cfg: StudyConfig, index: int, seed: int) -> int:
 
 
 def collect(cfg: StudyConfig) -> None:
-    """Tables of all finished runs of the study."""
+    """Tables and pictures of all runs of the study."""
     rows: list[list[Any]] = []
     curves: list[list[Any]] = []
+    pictures: dict[str, dict[str, list[RunFolder]]] = {}
     for index, entry in enumerate(STUDIES[cfg.study]):
         for seed in cfg.seeds:
             run = RunFolder.open(folder(cfg, index, seed))
+            pictures.setdefault(entry.base, {}).setdefault(entry.label, []).append(run)
             summary, git = run.summary(), run.provenance().get("git", {})
             summary |= {"method": entry.label, "git_revision": git.get("revision")}
             summary["gain_low"], summary["gain_high"] = summary["gain_ci95"]
@@ -154,10 +158,14 @@ def collect(cfg: StudyConfig) -> None:
     out.mkdir(parents=True, exist_ok=True)
     _write_csv(out / "summary.csv", SUMMARY, rows)
     _write_csv(out / "curves.csv", ("task", "method", "seed", "env_steps", "metric", "value"), curves)
+    for base, runs in pictures.items():
+        picture = io.BytesIO()
+        compare(runs).savefig(picture, format="png", dpi=DPI)
+        atomic_bytes(out / f"{base.replace('/', '-')}.png", picture.getvalue())
     seeds = " ".join(map(str, cfg.seeds))
     command = f"python -m policy_decorator.experiments.study {cfg.study} --seeds {seeds}"
     record = {k: v for k, v in provenance(None).items() if k not in ("argv", "executable")}
-    atomic_bytes(out / "provenance.json", (json.dumps({"command": command, **record}, indent=2) + "\n").encode())
+    atomic_json(out / "provenance.json", {"command": command, **record})
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

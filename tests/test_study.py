@@ -1,0 +1,68 @@
+"""The published measurements are what they say they are."""
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from policy_decorator import api
+from policy_decorator.base_policies import build
+from policy_decorator.base_policies.mlp import MLPConfig
+from policy_decorator.experiments import study
+from policy_decorator.experiments.bases import BASES
+from policy_decorator.experiments.demo import TASK, DemoConfig
+from policy_decorator.experiments.presets import settings
+
+SHORT = {"warmup_steps": 60, "log_every": 50, "eval_every": 400, "save_every": 800}
+
+
+def test_every_entry_names_a_base_and_resolves() -> None:
+    for entries in study.STUDIES.values():
+        assert len({(e.base, e.label) for e in entries}) == len(entries), "two runs would share a folder"
+        for entry in entries:
+            cfg = study.config(entry, seed=3)
+            assert cfg.seed == 3
+            assert cfg.task == BASES[entry.base].task
+
+
+def test_the_demo_study_is_make_demo() -> None:
+    (entry,) = study.STUDIES["demo"]
+    made = settings("quick", TASK, total_steps=DemoConfig.total_steps)
+    assert study.config(entry, seed=1) == replace(made, seed=1, policy=BASES[TASK].policy)
+    assert (DemoConfig.episodes, DemoConfig.noise) == (BASES[TASK].episodes, BASES[TASK].noise)
+
+
+def test_residual_rl_differs_in_nothing_but_its_exploration() -> None:
+    entries = study.STUDIES["controlled-exploration"]
+    for ours in (e for e in entries if e.label == "Policy Decorator"):
+        (theirs,) = (e for e in entries if e.label == "Residual RL" and e.base == ours.base)
+        a, b = study.config(ours, 0), study.config(theirs, 0)
+        assert (b.learn.bound, b.learn.horizon) == (1.0, 0)
+        assert replace(a, learn=replace(a.learn, bound=1.0, horizon=0)) == b
+
+
+def test_a_study_is_collected_from_its_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = tuple(
+        study.Entry("toy", label, total_steps=800, bound=bound, train=SHORT, run={"eval_episodes": 4})
+        for label, bound in (("small", 0.1), ("large", 0.5))
+    )
+    monkeypatch.setitem(study.STUDIES, "toy", entries)
+    monkeypatch.setitem(study.BASES, "toy", replace(BASES[TASK], task="toy/reach"))
+    cfg = study.StudyConfig("toy", seeds=(0, 1), runs=tmp_path / "runs", results=tmp_path / "results")
+    policy = build("mlp", 4, 2, MLPConfig())
+    for index, entry in enumerate(entries):
+        for seed in cfg.seeds:
+            run = replace(study.config(entry, seed), test_episodes=4)
+            api.run(run, policy, out=study.folder(cfg, index, seed), force=True)
+    study.main(cfg)  # all runs are there: none is run again
+    out = tmp_path / "results" / "toy"
+    rows = list(csv.DictReader((out / "summary.csv").open()))
+    assert [(r["method"], r["seed"], r["bound"]) for r in rows] == [
+        ("small", "0", "0.1"), ("small", "1", "0.1"), ("large", "0", "0.5"), ("large", "1", "0.5"),
+    ]  # fmt: skip
+    assert {r["env_steps"] for r in rows} == {"800"}
+    curves = list(csv.DictReader((out / "curves.csv").open()))
+    assert {r["metric"] for r in curves} >= {"train/success", "eval/full", "eval/behaviour", "train/epsilon"}
+    assert (out / "toy.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "provenance.json").exists()
