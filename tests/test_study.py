@@ -35,8 +35,9 @@ def test_the_demo_study_is_make_demo() -> None:
 
 def test_residual_rl_differs_in_nothing_but_its_exploration() -> None:
     entries = study.STUDIES["controlled-exploration"]
-    for ours in (e for e in entries if e.label == "Policy Decorator"):
-        (theirs,) = (e for e in entries if e.label == "Residual RL" and e.base == ours.base)
+    assert len(entries) == 6
+    for ours, theirs in zip(entries[::2], entries[1::2], strict=True):
+        assert theirs.label == ours.label.replace("Policy Decorator", "Residual RL")
         a, b = study.config(ours, 0), study.config(theirs, 0)
         assert (b.learn.bound, b.learn.horizon) == (1.0, 0)
         assert replace(a, learn=replace(a.learn, bound=1.0, horizon=0)) == b

@@ -50,19 +50,34 @@ class Entry:
     total_steps: int | None = None
     bound: float | None = None
     horizon: int | None = None
+    learn: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the method's Config."""
+    sac: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of SACConfig."""
     train: Mapping[str, Any] = field(default_factory=dict)
     """Fields of TrainConfig."""
     run: Mapping[str, Any] = field(default_factory=dict)
     """Fields of RefineConfig."""
 
 
+# What the exploration does alone: no demonstrations in the batches, SAC with its usual entropy and white noise.
+OWN_EXPERIENCE = {"demo_share": 0.0, "noise_hold": 1, "n_step": 3, "reward_shift": -1.0}
+PLAIN = {"tau": 0.01, "temperature": 0.02, "target_entropy": -1.0, "entropy_in_backup": True}
+
+
+def _controlled_or_not(base: str, note: str = "", **settings: Any) -> tuple[Entry, Entry]:
+    """Policy Decorator, and the same at bound 1 and horizon 0."""
+    ours = Entry(base, f"Policy Decorator{note}", **settings)
+    return ours, replace(ours, label=f"Residual RL{note}", bound=1.0, horizon=0)
+
+
 STUDIES: Mapping[str, tuple[Entry, ...]] = {
     # The runs of `make demo SEED=...`.
     "demo": (Entry(TASK, "Policy Decorator", total_steps=DemoConfig.total_steps, run={"workers": None}),),
-    "controlled-exploration": tuple(
-        Entry(base=base, label=label, bound=bound, horizon=horizon)
-        for base in ("metaworld/peg-insert-side", "metaworld/stick-pull")
-        for label, bound, horizon in (("Policy Decorator", None, None), ("Residual RL", 1.0, 0))
+    "controlled-exploration": (
+        *_controlled_or_not("metaworld/peg-insert-side", bound=0.3, horizon=20_000, learn=OWN_EXPERIENCE, sac=PLAIN),
+        *_controlled_or_not("metaworld/stick-pull", bound=0.3, horizon=20_000, learn=OWN_EXPERIENCE, sac=PLAIN),
+        *_controlled_or_not("metaworld/peg-insert-side", note=", quick"),
     ),
     "adroit": tuple(Entry(base, "Policy Decorator") for base in ("adroit/door", "adroit/pen")),
 }
@@ -78,9 +93,10 @@ def config(entry: Entry, seed: int) -> RefineConfig:
         horizon=entry.horizon,
         total_steps=entry.total_steps,
     )
+    learn = replace(cfg.learn, **entry.learn, sac=replace(cfg.learn.sac, **entry.sac))
     train = replace(cfg.train, **entry.train)
     run = {"workers": 0, **entry.run}  # runs stand side by side, each on its own core; the results are the same
-    return replace(cfg, method=entry.method, policy=base.policy, seed=seed, train=train, **run)
+    return replace(cfg, method=entry.method, policy=base.policy, seed=seed, learn=learn, train=train, **run)
 
 
 @dataclass(frozen=True)
@@ -103,7 +119,7 @@ class StudyConfig:
 
 def folder(cfg: StudyConfig, index: int, seed: int) -> Path:
     entry = STUDIES[cfg.study][index]
-    name = f"{entry.base}-{entry.label}-{seed}".lower().replace("/", "-").replace(" ", "-")
+    name = f"{entry.base}-{entry.label}-{seed}".lower().replace(",", "").replace("/", "-").replace(" ", "-")
     return cfg.runs / cfg.study / name
 
 
