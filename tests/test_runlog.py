@@ -134,7 +134,8 @@ def test_a_used_folder_is_refused_with_the_three_ways_out(tmp_path: Path) -> Non
 
 def test_overwrite_moves_the_old_run_aside_every_time(tmp_path: Path) -> None:
     for k in range(3):
-        run = RunFolder.create(tmp_path / "run", {"k": k}, overwrite=True, tensorboard=False)
+        with RunFolder.create(tmp_path / "run", {"k": k}, overwrite=True, tensorboard=False) as run:
+            pass
     assert run.config() == {"k": 2}
     aside = sorted(tmp_path.glob("run.old-*"))
     assert sorted(RunFolder.open(old).config()["k"] for old in aside) == [0, 1]
@@ -150,6 +151,20 @@ def test_overwrite_never_moves_a_folder_that_holds_no_run(tmp_path: Path) -> Non
         RunFolder.create(tmp_path / "home" / "letter.txt", {}, overwrite=True)
 
 
+def test_a_run_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with small_run(path) as run:
+        for other in (
+            lambda: RunFolder.resume(path, 0, tensorboard=False),
+            lambda: RunFolder.create(path, {}, overwrite=True),
+        ):
+            with pytest.raises(UserError, match="another process"):
+                other()
+        run.log({}, counts(1))
+        assert RunFolder.open(path).metrics() == run.metrics()  # reading is free
+    RunFolder.resume(path, 1, tensorboard=False).close()
+
+
 def test_an_empty_folder_is_used(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     assert small_run(tmp_path / "run").metrics() == []
@@ -163,6 +178,7 @@ def test_resume_drops_what_was_logged_after_the_checkpoint(tmp_path: Path) -> No
     run.write_summary({"gain": 0.5})
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"env_steps": 400, "train/su')  # the process died while it wrote
+    run.close()
     again = RunFolder.resume(run.path, 200, tensorboard=False)
     again.log({"train/success": 1.0}, counts(250))
     assert [line["env_steps"] for line in again.metrics()] == [100, 200, 250]

@@ -17,6 +17,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from policy_decorator.disk import (
     append_json_line,
     atomic_bytes,
@@ -49,11 +51,23 @@ def _make_room(path: Path, overwrite: bool) -> None:
     if not overwrite:
         choices = "Choose another --out, continue it with --resume, or start anew with --overwrite"
         raise UserError(f"{path} already holds a run. {choices} (the old run is kept beside it).")
+    _hold(path).release()
     stem = f"{path.absolute().name}.old-{datetime.now():%Y%m%d-%H%M%S}"
     names = (stem if k == 0 else f"{stem}-{k}" for k in range(1000))
     aside = next(old for old in map(path.absolute().with_name, names) if not old.exists())
     with disk_errors(path):
         path.absolute().rename(aside)
+
+
+def _hold(path: Path) -> FileLock:
+    """Keeps other processes from writing this run; ends with `release` or with the process. Raises UserError."""
+    lock = FileLock(path / ".lock")
+    try:
+        with disk_errors(path):
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{path} is being written by another process: wait until it ends, or stop it.") from None
+    return lock
 
 
 class RunFolder:
@@ -65,6 +79,7 @@ class RunFolder:
         self._tensorboard = tensorboard
         self._writer: SummaryWriter | None = None
         self._purge_step: int | None = None
+        self._lock: FileLock | None = None
         self._started = time.monotonic()
         self._seconds_before = 0.0
 
@@ -76,10 +91,12 @@ class RunFolder:
         with disk_errors(path):
             for folder in (path, path / "checkpoints", path / "videos"):
                 folder.mkdir(parents=True, exist_ok=True)
+        run = cls(path, tensorboard=tensorboard)
+        run._lock = _hold(path)
         seed = resolved.get("seed") if isinstance(resolved, dict) else None
         atomic_json(path / "config.json", resolved)  # first: it is what makes the folder a run
         atomic_json(path / "provenance.json", provenance(seed))
-        return cls(path, tensorboard=tensorboard)
+        return run
 
     @classmethod
     def open(cls, path: Path | str) -> "RunFolder":
@@ -95,8 +112,12 @@ class RunFolder:
 
     @classmethod
     def resume(cls, path: Path | str, env_steps: int, *, tensorboard: bool = True) -> "RunFolder":
-        """An existing run, to go on from a checkpoint at `env_steps`: what was logged later is dropped."""
+        """An existing run, to go on from a checkpoint at `env_steps`: what was logged later is dropped.
+
+        Raises UserError when there is none, or another process is writing it.
+        """
         run = cls.open(path)
+        run._lock = _hold(run.path)
         run._tensorboard, run._purge_step = tensorboard, env_steps + 1
         run.truncate_after(env_steps)
         if (run.path / "summary.json").exists():  # it tells of an end that is no longer the end
@@ -190,10 +211,13 @@ class RunFolder:
         return [line for line in lines if name in (None, line["name"])]
 
     def close(self) -> None:
-        """Flushes TensorBoard. Safe to call twice."""
+        """Flushes TensorBoard and lets other processes write. Safe to call twice."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def __enter__(self) -> "RunFolder":
         return self
