@@ -100,26 +100,37 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             hint = "Free some space, then continue with --resume."
             raise UserError(f"The disk is full: could not write {path}. {hint}") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(f"Not allowed to write {path}. Choose another --out.") from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise UserError(f"Could not write {path}: there is a file where a folder is needed.") from error
         raise
 
 
-def atomic_bytes(path: Path, data: bytes) -> None:
-    """Writes the whole file or leaves the old one. Raises UserError when the disk is full or read-only."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` when the block ends well; the old file stays otherwise.
+
+    Raises UserError when the disk is full or read-only.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}.tmp{path.suffix}")
     with disk_errors(path):
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
+            yield temporary
+            with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def atomic_bytes(path: Path, data: bytes) -> None:
+    """Writes the whole file or leaves the old one. Raises UserError when the disk is full or read-only."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def atomic_json(path: Path, value: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from policy_decorator.base_policies import POLICIES
@@ -15,7 +15,7 @@ from policy_decorator.base_policies.checkpoint import load_policy, save_policy
 from policy_decorator.base_policies.external import as_policy
 from policy_decorator.base_policies.imitate import Imitator
 from policy_decorator.decorator import DecoratedPolicy, Residual
-from policy_decorator.disk import atomic_json, disk_errors, read_json
+from policy_decorator.disk import atomic_bytes, atomic_json, disk_errors, read_json
 from policy_decorator.errors import UserError
 from policy_decorator.rl.nets import NetConfig, TanhGaussian
 from policy_decorator.types import BasePolicy
@@ -80,9 +80,8 @@ class Refined:
         folder, residual = Path(folder), cast(Residual, self.policy.composition)
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / ".residual.safetensors.tmp"
-            save_file({k: v.contiguous() for k, v in self._actor.state_dict().items()}, temporary)
-            temporary.replace(folder / "residual.safetensors")
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self._actor.state_dict().items()}
+        atomic_bytes(folder / "residual.safetensors", save(tensors))
         with_base = saveable(self.policy.base)
         if with_base:
             save_policy(cast(Imitator, self.policy.base), folder / "base", details={"task": self.task})

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from policy_decorator.disk import disk_errors
+from policy_decorator.disk import atomic_file
 from policy_decorator.errors import UserError
 from policy_decorator.methods.problem import Run
 
@@ -62,17 +62,12 @@ def restore(run: Run, state: dict[str, Any]) -> None:
 
 def write(path: Path, state: dict[str, Any]) -> None:
     """Replace the file at `path` in one move. Raises UserError when the disk is full; the old file then stays."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with disk_errors(path):
+    with atomic_file(path) as temporary:
         try:
-            try:
-                torch.save(state, temporary)
-            except RuntimeError as error:  # torch hides a full disk in a RuntimeError
-                cause = error.__context__
-                raise (cause if isinstance(cause, OSError) else error) from None
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+            torch.save(state, temporary)
+        except RuntimeError as error:  # torch hides a full disk in a RuntimeError
+            cause = error.__context__
+            raise (cause if isinstance(cause, OSError) else error) from None
 
 
 def read(path: Path, device: torch.device) -> dict[str, Any]:

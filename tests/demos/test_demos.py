@@ -138,7 +138,7 @@ def test_full_disk_leaves_the_old_file(tmp_path: Path, full: str, monkeypatch: p
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="Could not save"):
+    with pytest.raises(UserError, match="a file where a folder is needed"):
         some().save(tmp_path / "file" / "demos.h5")
 
 

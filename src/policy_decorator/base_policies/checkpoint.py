@@ -7,19 +7,17 @@ policy.json          format, name, config, obs_size, action_size, task, details,
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from policy_decorator.base_policies import POLICIES, PolicyEntry, build
 from policy_decorator.base_policies.imitate import Imitator
+from policy_decorator.disk import atomic_bytes, disk_errors
 from policy_decorator.errors import UserError, lookup
 
 FORMAT = 1
@@ -63,10 +61,11 @@ def save_policy(policy: Imitator, folder: str | Path, *, details: dict[str, Any]
     except TypeError as error:
         raise UserError(f"The details of a policy must be plain JSON values: {error}.") from None
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in policy.state_dict().items()}
-    _replace(folder / WEIGHTS, lambda path: save_file(tensors, path))
-    _replace(folder / CARD, lambda path: path.write_text(text, encoding="utf-8"))
+    atomic_bytes(folder / WEIGHTS, save(tensors))
+    atomic_bytes(folder / CARD, text.encode())
 
 
 def policy_card(folder: str | Path) -> dict[str, Any]:
@@ -125,16 +124,3 @@ def _entry_of(policy: Imitator) -> PolicyEntry:
         if type(cfg) is entry.config and isinstance(policy, nn.Module):
             return entry
     raise UserError(f"Only the policies {', '.join(sorted(POLICIES))} can be saved, not a {type(policy).__name__}.")
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `path`, then move into its place, so that a reader never sees half a file."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)  # mkstemp's files are for their owner alone
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

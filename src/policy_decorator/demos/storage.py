@@ -3,22 +3,20 @@
 The layout (flat HDF5, three text attributes, five arrays) is described in `dataset`.
 """
 
-import errno
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from policy_decorator.disk import atomic_bytes, disk_errors
 from policy_decorator.errors import UserError
 
 FORMAT = "policy_decorator.demonstrations"
 VERSION = 1
 ATTRIBUTES = ("task", "source", "details")
 ARRAYS = {"observations": "f4", "actions": "f4", "success": "?", "lengths": "i8", "seeds": "i8"}
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def write(path: str | Path, attributes: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
@@ -33,21 +31,9 @@ def write(path: str | Path, attributes: Mapping[str, str], arrays: Mapping[str, 
         file.attrs.update({"format": FORMAT, "version": VERSION, **attributes})
         for name, kind in ARRAYS.items():
             file.create_dataset(name, data=np.asarray(arrays[name], dtype=kind))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as out:
-                out.write(buffer.getbuffer())
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        full = error.errno in _NO_ROOM
-        reason = "the disk is full; free some space or save elsewhere" if full else error.strerror
-        raise UserError(f"Could not save demonstrations to {path}: {reason}. Nothing was changed there.") from error
+    atomic_bytes(path, buffer.getvalue())
 
 
 def read(path: str | Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:

@@ -3,7 +3,6 @@
 Frames are uint8 (H, W, 3) RGB; paths are (L, 3) positions in metres. Nothing is rendered here, only drawn.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from policy_decorator.disk import atomic_file
 from policy_decorator.errors import UserError
 from policy_decorator.reports.image import png
 from policy_decorator.reports.style import CYCLE, LIGHT, Theme
@@ -47,19 +47,18 @@ def write_side_by_side(
     path = Path(path)
     length = max(map(len, sides)) + max(1, round(HOLD_SECONDS * fps))
     size = tuple(max(int(side[0].shape[axis]) for side in sides) for axis in (1, 0))
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.mp4")
     settings: dict[str, Any] = {"codec": "libx264", "pixelformat": "yuv420p", "macro_block_size": 2, "quality": 7}
     # The index goes first, so that a browser plays before it has read all.
     settings["output_params"] = ["-movflags", "+faststart"]
     try:
-        with imageio.get_writer(temporary, format="FFMPEG", mode="I", fps=fps, **settings) as film:  # type: ignore[arg-type]
+        with (
+            atomic_file(path) as temporary,
+            imageio.get_writer(temporary, format="FFMPEG", mode="I", fps=fps, **settings) as film,  # type: ignore[arg-type]
+        ):
             for image in _film(sides, length, size, labels, success):
                 film.append_data(image)  # type: ignore[attr-defined]
-        temporary.replace(path)
     except OSError as error:
         raise UserError(f"Could not write the film {path}: {error}. Is the disk full or the folder gone?") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
