@@ -83,7 +83,7 @@ def _quick(task: str, kind: str) -> RefineConfig:
 
 
 def _quick_hand(cfg: RefineConfig) -> RefineConfig:
-    """24 to 30 joints: noise in so many adds up, and held noise makes a hand drop what it holds."""
+    """24 to 30 joints, in which noise adds up: less of it, a bound per task, and the base's answer as an input."""
     bound, horizon, total = QUICK_ADROIT.get(cfg.task, QUICK_ADROIT["adroit/door"])
     sac = replace(cfg.learn.sac, target_entropy=-0.5)
     learn = replace(cfg.learn, bound=bound, horizon=horizon, noise_hold=1, actor_sees="obs+base", sac=sac)
