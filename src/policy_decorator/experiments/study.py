@@ -35,7 +35,7 @@ CURVES = ("train/success", "eval/full", "eval/behaviour", "eval/base", "train/ep
 SUMMARY = (
     "task", "policy", "method", "seed", "base_success", "refined_success", "gain", "gain_low", "gain_high", "fixed",
     "broken", "test_episodes", "env_steps", "decisions", "updates", "base_queries", "wall_seconds", "bound", "horizon",
-    "kept_checkpoint_step", "git_revision",
+    "kept_checkpoint_step", "git_revision", "git_dirty",
 )  # fmt: skip
 
 
@@ -161,7 +161,7 @@ def collect(cfg: StudyConfig) -> None:
             run = RunFolder.open(folder(cfg, index, seed))
             pictures.setdefault(entry.base, {}).setdefault(entry.label, []).append(run)
             summary, git = run.summary(), run.provenance().get("git", {})
-            summary |= {"method": entry.label, "git_revision": git.get("revision")}
+            summary |= {"method": entry.label, "git_revision": git.get("revision"), "git_dirty": git.get("dirty")}
             summary["gain_low"], summary["gain_high"] = summary["gain_ci95"]
             rows.append([summary.get(name) for name in SUMMARY])
             curves += [
