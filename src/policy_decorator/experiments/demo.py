@@ -28,7 +28,7 @@ class DemoConfig:
     """alpha; None takes the preset's."""
     horizon: int | None = None
     """H; None takes the preset's."""
-    total_steps: int = 70_000
+    total_steps: int = 80_000
     """Environment steps of the refinement."""
     seed: int = 0
     """Of everything: demonstrations, base policy, refinement."""
