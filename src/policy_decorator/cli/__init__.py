@@ -42,7 +42,7 @@ usage: pidec COMMAND [OPTIONS]      (pidec COMMAND --help explains every option)
 example:
   pidec demos metaworld/peg-insert-side --out demos.h5 --episodes 15 --noise 0.3
   pidec imitate mlp --demos demos.h5 --out base --steps 2000 --batch-size 256 --lr 1e-3
-  pidec refine --policy base --demos demos.h5 --out runs/peg --total-steps 50000
+  pidec refine --policy base --demos demos.h5 --out runs/peg --total-steps 80000
   pidec evaluate runs/peg
 """
 
