@@ -174,7 +174,8 @@ def compare(
     handles, labels = panels[1].get_legend_handles_labels()
     if handles:
         looks: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": theme.text}
-        figure.legend(handles, labels, loc="outside upper left", ncols=5, **looks)
+        columns = min(len(labels), 4 if max(map(len, labels)) < 30 else 3)
+        figure.legend(handles, labels, loc="outside upper left", ncols=columns, **looks)
     return figure
 
 
