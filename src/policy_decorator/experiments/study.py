@@ -180,8 +180,9 @@ def collect(cfg: StudyConfig) -> None:
         atomic_bytes(out / f"{base.replace('/', '-')}.png", picture.getvalue())
     seeds = " ".join(map(str, cfg.seeds))
     command = f"python -m policy_decorator.experiments.study {cfg.study} --seeds {seeds}"
-    record = {k: v for k, v in provenance(None).items() if k not in ("argv", "executable")}
-    atomic_json(out / "provenance.json", {"command": command, **record})
+    revisions = sorted({str(row[SUMMARY.index("git_revision")]) for row in rows})  # of the runs, not of this call
+    record = {k: v for k, v in provenance(None).items() if k not in ("argv", "executable", "git")}
+    atomic_json(out / "provenance.json", {"command": command, "git_revisions": revisions, **record})
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
