@@ -1,6 +1,5 @@
 """`pidec report RUN [RUN ...]`: the report of one run, or several runs in one picture."""
 
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,10 +85,9 @@ def _flat(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _draw(groups: dict[str, list[Path]], out: Path) -> None:
     from policy_decorator.disk import atomic_bytes, disk_errors
     from policy_decorator.reports.curves import compare
-    from policy_decorator.reports.image import DPI
+    from policy_decorator.reports.image import png
 
-    picture = io.BytesIO()
-    compare(groups).savefig(picture, format="png", dpi=DPI)
+    picture = png(compare(groups))
     with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    atomic_bytes(out, picture.getvalue())
+    atomic_bytes(out, picture)

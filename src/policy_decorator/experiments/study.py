@@ -7,7 +7,6 @@ summary.csv (a line per run), curves.csv (every curve, a line per point), a pict
 """
 
 import csv
-import io
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from policy_decorator.progress import Bars
 from policy_decorator.provenance import provenance
 from policy_decorator.refine import RefineConfig
 from policy_decorator.reports.curves import compare
-from policy_decorator.reports.image import DPI
+from policy_decorator.reports.image import png
 from policy_decorator.runlog import RunFolder
 
 CURVES = ("train/success", "eval/full", "eval/behaviour", "eval/base", "train/epsilon")
@@ -175,13 +174,11 @@ def collect(cfg: StudyConfig) -> None:
     _write_csv(out / "summary.csv", SUMMARY, rows)
     _write_csv(out / "curves.csv", ("task", "method", "seed", "env_steps", "metric", "value"), curves)
     for base, runs in pictures.items():
-        picture = io.BytesIO()
-        compare(runs).savefig(picture, format="png", dpi=DPI)
-        atomic_bytes(out / f"{base.replace('/', '-')}.png", picture.getvalue())
+        atomic_bytes(out / f"{base.replace('/', '-')}.png", png(compare(runs)))
     seeds = " ".join(map(str, cfg.seeds))
     command = f"python -m policy_decorator.experiments.study {cfg.study} --seeds {seeds}"
     revisions = sorted({str(row[SUMMARY.index("git_revision")]) for row in rows})  # of the runs, not of this call
-    record = {k: v for k, v in provenance(None).items() if k not in ("argv", "executable", "git")}
+    record = {k: v for k, v in provenance(None).items() if k not in ("argv", "git", "seed")}
     atomic_json(out / "provenance.json", {"command": command, "git_revisions": revisions, **record})
 
 
