@@ -160,7 +160,7 @@ def test_it_acts_by_the_mean_on_the_newest_frame() -> None:
     policy = DecoratedPolicy(base, actor, Residual(0.4, "obs+base"))
     window = torch.randn(5, 3, 3)
     says = base.act(window)
-    out = actor.net(torch.cat([window[:, -1], says.flatten(1)], dim=1))[:, :4]
+    out = actor.net(torch.cat([window[:, -1], says.flatten(1)], dim=1))[0, :, :4]
     torch.testing.assert_close(policy.act(window), says + 0.4 * out.tanh().view(5, 2, 2))
     assert torch.equal(policy.act(window), policy.act(window))  # nothing is drawn
     older = window.clone()

@@ -240,7 +240,7 @@ def _evaluated(
     actor: Any = session.run.learner.actor
     for k, rate in enumerate(rates):
         with torch.no_grad():
-            actor.net[-1].bias.fill_(float(k))
+            actor.net.head.bias.fill_(float(k))
         session.run.collector.step = 100 * k
         outcome = type("Outcome", (), {"rate": rate})
         with monkeypatch.context() as patch:
@@ -248,7 +248,7 @@ def _evaluated(
             session.evaluate()
     refined, _ = session.compare()
     kept: Any = refined.policy.actor
-    return int(kept.net[-1].bias[0]), refined.summary["kept_checkpoint_step"]
+    return int(kept.net.head.bias[0, 0, 0]), refined.summary["kept_checkpoint_step"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from policy_decorator import snapshot
+from policy_decorator import machine, snapshot
 from policy_decorator.base_policies.checkpoint import parameter_hash
 from policy_decorator.decorator import DecoratedPolicy
 from policy_decorator.demos.dataset import Demonstrations
@@ -101,6 +101,7 @@ class Refinement:
         self.chunk = int(getattr(base, "chunk", 1))
         self.hash_before = _hash(base)
         self.demo_base_queries = 0
+        machine.use_cpu_well()
         if cfg.threads is not None:
             torch.set_num_threads(cfg.threads)
         torch.manual_seed(cfg.seed)

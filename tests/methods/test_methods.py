@@ -79,8 +79,8 @@ def test_every_method_trains_and_hands_over_a_policy(method: str, small: Config,
 def test_every_choice_of_what_the_networks_see_trains(sees: Any, scored: Any, small: Config, steady: nn.Module) -> None:
     run = _build("policy-decorator", replace(small, actor_sees=sees, critic_sees=scored), steady)
     actor, critic = cast(TanhGaussian, run.learner.actor), cast(Critics, run.learner.critic)
-    assert cast(nn.Linear, actor.net[0]).in_features == 4 + 2 * (sees == "obs+base")
-    assert critic.weights[0].shape == (2, 4 + 2 + 2 * (scored == "concat"), 16)
+    assert actor.net.first.weight.shape[2] == 4 + 2 * (sees == "obs+base")
+    assert critic.net.first.weight.shape == (2, 16, 4 + 2 + 2 * (scored == "concat"))
     _train(run)
     assert all(p.isfinite().all() for p in actor.parameters())
 

@@ -1,6 +1,7 @@
 """The actor's density and the critics, against torch.distributions, quadrature and plain modules."""
 
 import math
+from typing import cast
 
 import pytest
 import torch
@@ -9,12 +10,13 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
-from policy_decorator.rl.nets import Critics, NetConfig, Standardize, TanhGaussian, mlp
+from policy_decorator.rl.nets import Critics, NetConfig, Standardize, TanhGaussian
+from policy_decorator.rl.stacked import StackedLinear, StackedMLP
 
 
 def _gaussian(actor: TanhGaussian, seen: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation as the head says them."""
-    mean, x = actor.net(seen).chunk(2, dim=-1)
+    mean, x = actor.net(seen)[0].chunk(2, dim=-1)
     low, high = actor.cfg.log_std_min, actor.cfg.log_std_max
     return mean, (low + (high - low) * (x.tanh() + 1) / 2).exp()
 
@@ -37,8 +39,8 @@ def test_the_density_integrates_to_one(mean: float, x: float) -> None:
     """One dimension: the sample as a function of the noise sweeps (-1, 1); integrate exp(log_prob) over it."""
     actor = TanhGaussian(1, (1, 1), NetConfig(width=4, depth=1, log_std_min=-6)).double()
     with torch.no_grad():  # a head that answers `mean` and `x` whatever it sees
-        actor.net[-1].weight.zero_()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
-        actor.net[-1].bias.copy_(torch.tensor([mean, x]))  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        actor.net.head.weight.zero_()
+        actor.net.head.bias.copy_(torch.tensor([mean, x]))
     noise = torch.linspace(-9, 9, 40001, dtype=torch.float64)[:, None]
     sample, log_prob = actor(noise, noise)
     assert torch.trapezoid(log_prob.exp(), sample.flatten()).item() == pytest.approx(1.0, abs=1e-5)
@@ -63,7 +65,7 @@ def test_given_noise_decides_the_sample_and_fresh_noise_is_standard_normal() -> 
 def test_the_log_probability_stays_finite_where_tanh_saturates() -> None:
     actor = TanhGaussian(2, (1, 3), NetConfig(width=8, depth=1))
     with torch.no_grad():
-        actor.net[-1].bias.fill_(40.0)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+        actor.net.head.bias.fill_(40.0)
     sample, log_prob = actor(torch.randn(64, 2))
     assert (sample.abs() == 1).any()
     assert log_prob.isfinite().all()
@@ -135,12 +137,14 @@ def test_standardize_by_hand_and_a_base_action_behind_passes_unchanged() -> None
 # ---- critics --------------------------------------------------------------------------------------------------
 
 
-def test_mlp_layers() -> None:
-    net = mlp((3, 8, 8, 2), 0.5)
-    assert [type(m) for m in net] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
-    head = net[-1]
-    assert isinstance(head, nn.Linear)
-    torch.testing.assert_close(head.weight @ head.weight.T, 0.25 * torch.eye(2), atol=1e-6, rtol=0)
+def _linears(critics: Critics) -> list[StackedLinear]:
+    return [critics.net.first, *cast(list[StackedLinear], list(critics.net.hidden)), critics.net.head]
+
+
+def test_the_last_layer_is_small_and_orthogonal() -> None:
+    head = StackedMLP(3, (3, 8, 8, 2), 0.5).head
+    for weight in head.weight:
+        torch.testing.assert_close(weight @ weight.T, 0.25 * torch.eye(2), atol=1e-6, rtol=0)
     assert not head.bias.any()
 
 
@@ -156,12 +160,13 @@ def test_the_critics_are_n_plain_networks(n: int, layer_norm: bool) -> None:
     assert q.shape == (n, 9)
     for k in range(n):
         x = torch.cat([obs, action.flatten(1)], dim=1)
-        for w, b in zip(critics.weights[:-1], critics.biases[:-1], strict=True):
-            x = nn.functional.linear(x, w[k].T, b[k, 0])
+        *layers, head = _linears(critics)
+        for layer in layers:
+            x = nn.functional.linear(x, layer.weight[k], layer.bias[k, 0])
             if layer_norm:  # without scale and shift
                 x = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
             x = x.clamp(min=0)
-        last = nn.functional.linear(x, critics.weights[-1][k].T, critics.biases[-1][k, 0])
+        last = nn.functional.linear(x, head.weight[k], head.bias[k, 0])
         torch.testing.assert_close(q[k], last.squeeze(1), rtol=1e-5, atol=1e-5)
 
 
@@ -170,8 +175,8 @@ def test_the_critics_begin_independently_near_zero() -> None:
     q = critics(torch.randn(100, 4), torch.randn(100, 1, 2))
     assert q.abs().max() < 0.05  # the small last layer
     assert not torch.allclose(q[0], q[1], atol=1e-5)
-    for w, fan_in in zip(critics.weights[:-1], (6, 256, 256), strict=True):
-        assert w.abs().max().item() == pytest.approx(1 / math.sqrt(fan_in), rel=0.02)  # PyTorch's default
+    for layer, fan_in in zip(_linears(critics)[:-1], (6, 256, 256), strict=True):
+        assert layer.weight.abs().max().item() == pytest.approx(1 / math.sqrt(fan_in), rel=0.02)  # PyTorch's default
 
 
 def test_the_critics_standardize_observations_alone() -> None:
@@ -189,3 +194,20 @@ def test_a_copy_with_the_same_parameters_gives_the_same_values() -> None:
     assert not torch.equal(one(obs, action), two(obs, action))
     two.load_state_dict(one.state_dict())
     assert torch.equal(one(obs, action), two(obs, action))
+
+
+def test_bfloat16_in_the_hidden_layers_keeps_inputs_and_outputs_in_float32() -> None:
+    torch.manual_seed(1)
+    exact, rounded = (Critics(4, 2, NetConfig(critic_layer_norm=True, precision=p)) for p in ("float32", "bfloat16"))
+    rounded.load_state_dict(exact.state_dict())
+    obs, action = torch.randn(50, 4), torch.randn(50, 1, 2)
+    q, reference = rounded(obs, action), exact(obs, action)
+    assert q.dtype == torch.float32
+    error = (q - reference).abs().max() / reference.abs().max()
+    assert 1e-6 < error < 0.03  # rounded, and by no more than eight bits are worth
+    grads = torch.autograd.grad(q.sum(), list(rounded.parameters()))
+    for grad, same in zip(grads, torch.autograd.grad(reference.sum(), list(exact.parameters())), strict=True):
+        assert grad.dtype == torch.float32
+        assert (grad - same).norm() < 0.08 * same.norm()  # ReLUs near zero open and close
+    # Inputs that differ by less than bfloat16 can tell are still told apart: the first layer has all digits.
+    assert not torch.equal(rounded(obs + 1e-4, action), q)

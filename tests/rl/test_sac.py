@@ -124,8 +124,8 @@ def test_gradients_are_those_of_finite_differences(which: str) -> None:
     checked = 0
     for p, grad in zip(params, grads, strict=True):
         for k in range(0, p.numel(), 3):
-            assert grad.view(-1)[k].item() == pytest.approx(_finite_difference(loss, p, k), rel=1e-5, abs=1e-8)
-            checked += bool(grad.view(-1)[k])
+            assert grad.reshape(-1)[k].item() == pytest.approx(_finite_difference(loss, p, k), rel=1e-5, abs=1e-8)
+            checked += bool(grad.reshape(-1)[k])
     assert checked >= min(10, len(params))
 
 

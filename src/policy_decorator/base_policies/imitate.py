@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policy_decorator import machine
 from policy_decorator.errors import UserError
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ def imitate(
     Raises:
         UserError: demonstrations that do not fit, or a loss or success rate that is not finite.
     """
+    machine.use_cpu_well()
     device = torch.device(device)
     windows = _load_windows(policy, demos, cfg, device)
     best = _Best()

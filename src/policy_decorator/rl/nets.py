@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from policy_decorator.rl.stacked import StackedMLP
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,8 @@ class NetConfig:
     """Hidden layers."""
     critics: int = 2
     """Q functions; the smallest is believed."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the layers between the first and the last (not in the paper)."""
     critic_layer_norm: bool = False
     """LayerNorm, without scale and shift, in every hidden layer of the critics (not in the paper; RLPD, DAWN)."""
     head_gain: float = 0.01
@@ -27,16 +31,10 @@ class NetConfig:
     log_std_max: float = 2.0
     """Largest log standard deviation of the actor."""
 
-
-def mlp(sizes: tuple[int, ...], head_gain: float) -> nn.Sequential:
-    """Linear and ReLU layers with a small last one."""
-    layers: list[nn.Module] = []
-    for a, b in pairwise(sizes[:-1]):
-        layers += [nn.Linear(a, b), nn.ReLU()]
-    head = nn.Linear(sizes[-2], sizes[-1])
-    nn.init.orthogonal_(head.weight, head_gain)
-    nn.init.zeros_(head.bias)
-    return nn.Sequential(*layers, head)
+    @property
+    def hidden_dtype(self) -> torch.dtype | None:
+        """None leaves the format of the inputs."""
+        return torch.bfloat16 if self.precision == "bfloat16" else None
 
 
 class Standardize(nn.Module):
@@ -69,11 +67,11 @@ class TanhGaussian(nn.Module):
         self.cfg = cfg = cfg or NetConfig()
         self.chunk_shape = chunk  # (Ta, Da)
         self.standardize = Standardize(input_size)
-        hidden = (cfg.width,) * cfg.depth
-        self.net = mlp((input_size, *hidden, 2 * math.prod(chunk)), cfg.head_gain)
+        sizes = (input_size, *(cfg.width,) * cfg.depth, 2 * math.prod(chunk))
+        self.net = StackedMLP(1, sizes, cfg.head_gain, hidden_dtype=cfg.hidden_dtype)
 
     def _mean_and_log_std(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        mean, x = self.net(self.standardize(seen)).chunk(2, dim=-1)  # (B, Ta * Da) each
+        mean, x = self.net(self.standardize(seen))[0].chunk(2, dim=-1)  # (B, Ta * Da) each
         low, high = self.cfg.log_std_min, self.cfg.log_std_max
         return mean, low + 0.5 * (high - low) * (torch.tanh(x) + 1)
 
@@ -96,27 +94,16 @@ class TanhGaussian(nn.Module):
 
 
 class Critics(nn.Module):
-    """n independent Q functions evaluated as one: (B, Do), (B, Ta, *) -> (n, B).
-
-    Their weights lie side by side, (n, in, out), so that a layer of all of them is one batched product.
-    """
+    """n independent Q functions evaluated as one: (B, Do), (B, Ta, *) -> (n, B)."""
 
     def __init__(self, obs_size: int, action_size: int, cfg: NetConfig | None = None) -> None:
         super().__init__()
         self.cfg = cfg = cfg or NetConfig()
         self.standardize = Standardize(obs_size)
         sizes = (obs_size + action_size, *(cfg.width,) * cfg.depth, 1)
-        nets = [mlp(sizes, cfg.head_gain) for _ in range(cfg.critics)]
-        layers = list(zip(*([m for m in net if isinstance(m, nn.Linear)] for net in nets), strict=True))
-        self.weights = nn.ParameterList(torch.stack([m.weight.detach().T for m in layer]) for layer in layers)
-        self.biases = nn.ParameterList(torch.stack([m.bias.detach()[None] for m in layer]) for layer in layers)
+        self.net = StackedMLP(
+            cfg.critics, sizes, cfg.head_gain, layer_norm=cfg.critic_layer_norm, hidden_dtype=cfg.hidden_dtype
+        )
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        x = torch.cat([self.standardize(obs), action.flatten(1)], dim=-1)
-        x = x.expand(self.cfg.critics, *x.shape)  # (n, B, Do + Ta * Da)
-        for i in range(self.cfg.depth):
-            x = torch.baddbmm(self.biases[i], x, self.weights[i])  # (n, B, width)
-            if self.cfg.critic_layer_norm:
-                x = nn.functional.layer_norm(x, x.shape[-1:])
-            x = x.relu()
-        return torch.baddbmm(self.biases[-1], x, self.weights[-1]).squeeze(-1)
+        return self.net(torch.cat([self.standardize(obs), action.flatten(1)], dim=-1)).squeeze(-1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from policy_decorator.types import Composition, Transition
 
@@ -49,6 +50,7 @@ class SAC:
 
     def __post_init__(self) -> None:
         self.target = deepcopy(self.critic).requires_grad_(False)
+        self.follow = get_ema_multi_avg_fn(1 - self.cfg.tau)
         device = next(self.actor.parameters()).device
         self.log_temperature = torch.tensor(self.cfg.temperature, device=device).log().requires_grad_()
         self.critic_opt = torch.optim.Adam(self.critic.parameters(), self.cfg.lr, fused=True)
@@ -73,7 +75,9 @@ class SAC:
     def actor_loss(self, b: Transition) -> tuple[Tensor, Tensor]:
         """Eq. 7; also returns the log-probabilities for the temperature."""
         raw, log_prob = self.actor(self.composition.actor_input(b.obs, b.base))
+        self.critic.requires_grad_(False)  # the gradient passes through to the action and leaves none behind
         q = self.critic(b.obs, self.composition.critic_action(b.base, raw)).min(dim=0).values
+        self.critic.requires_grad_(True)
         return (self.temperature * log_prob - q).mean(), log_prob.detach()
 
     def temperature_loss(self, log_prob: Tensor) -> Tensor:
@@ -92,15 +96,14 @@ class SAC:
             self._descend(self.temperature_opt, self.temperature_loss(log_prob))
             metrics |= {"loss/actor": actor_loss, "sac/entropy": -log_prob.mean()}
         with torch.no_grad():
-            for slow, fast in zip(self.target.parameters(), self.critic.parameters(), strict=True):
-                slow.lerp_(fast, self.cfg.tau)
+            self.follow(list(self.target.parameters()), list(self.critic.parameters()), None)
         return {name: value.detach() for name, value in metrics.items()}
 
     def _descend(self, opt: torch.optim.Optimizer, loss: Tensor) -> None:
         """Gradients of this optimiser's parameters only: the actor's step costs no critic gradients."""
         params = opt.param_groups[0]["params"]
         for p, grad in zip(params, torch.autograd.grad(loss, params), strict=True):
-            p.grad = grad
+            p.grad = grad.contiguous()  # fused Adam reads memory as it lies
         # Differs from the released code: all Q functions are clipped together, being one batched network.
         nn.utils.clip_grad_norm_(params, self.cfg.max_grad_norm)
         opt.step()
