@@ -102,20 +102,25 @@ def test_resumed_is_as_uninterrupted(
     _assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.parametrize("horizon", [100, "auto"])
 def test_it_may_be_interrupted_again_and_again_and_at_any_point_of_the_rhythm(
-    tmp_path: Path, make_config: MakeConfig, noisy: nn.Module
+    horizon: Any, tmp_path: Path, make_config: MakeConfig, noisy: nn.Module
 ) -> None:
     """Checkpoints between two lines of metrics, metrics older than the last round, noise that is being held."""
-    rhythm = {"total_steps": 330, "steps_per_round": 8, "log_every": 8, "save_every": 36, "eval_every": 150}
+    rhythm = {"total_steps": 900, "steps_per_round": 8, "log_every": 8, "save_every": 36, "eval_every": 400}
     config = make_config(**rhythm)
-    learn = replace(config.learn, noise_hold=5, sac=replace(config.learn.sac, actor_every=2))
+    learn = replace(
+        config.learn, horizon=horizon, opening_steps=400, noise_hold=5, sac=replace(config.learn.sac, actor_every=2)
+    )
     config = replace(config, learn=learn, train=replace(config.train, updates_per_step=1 / 8))
     api.run(config, noisy, out=tmp_path / "whole")
-    for k, at in enumerate((60, 168, 240)):
+    for k, at in enumerate((60, 168, 700)):
         with pytest.raises(KeyboardInterrupt):
             api.run(config, noisy, out=tmp_path / "cut", display=Interrupted(at), resume=k > 0)
     api.run(config, noisy, out=tmp_path / "cut", resume=True)
     _assert_same(tmp_path / "whole", tmp_path / "cut")
+    epsilons = [line["train/epsilon"] for line in RunFolder.open(tmp_path / "whole").metrics()]
+    assert epsilons[0] < epsilons[-1]  # the residual was let in
 
 
 @pytest.mark.parametrize("title", ["testing the refined policy", None])

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import nn
 
@@ -30,8 +30,8 @@ def decorate(
     policy: Any,
     task: str,
     *,
-    bound: float | None = None,
-    horizon: int | None = None,
+    bound: float | Literal["auto"] | None = None,
+    horizon: int | Literal["auto"] | None = None,
     total_steps: int | None = None,
     preset: str = "quick",
     seed: int = 0,

@@ -123,7 +123,7 @@ class Refinement:
         if demos is not None:
             obs = torch.from_numpy(demos.observations)
             statistics = (obs.mean(0), obs.std(0))
-            if self.cfg.learn.demo_share > 0:
+            if self.cfg.learn.demo_share > 0 or self.cfg.learn.bound == "auto":
                 demonstrated = demonstrate(demos, self.base, self.device)
                 self.demo_base_queries = len(demonstrated.obs)
         return Problem(
@@ -274,7 +274,7 @@ class Refinement:
             "eval_env_steps": self.eval_env_steps,
             "wall_seconds": round(self.folder.wall_seconds, 1) if self.folder else None,
             "bound": getattr(self.run.collector.composition, "bound", None),
-            "horizon": getattr(self.run.collector.gate, "horizon", None),
+            "horizon": getattr(self.run.collector.gate, "horizon", "auto"),
             "kept_checkpoint_step": kept_step,
             "base_parameters_sha256": hash_after,
         }

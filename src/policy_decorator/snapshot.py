@@ -13,6 +13,7 @@ import torch
 from policy_decorator.disk import atomic_file
 from policy_decorator.errors import UserError
 from policy_decorator.methods.problem import Run
+from policy_decorator.rl.auto import MeasuredExploration
 
 LEARNER = ("actor", "critic", "target", "actor_opt", "critic_opt", "temperature_opt")
 COUNTS = ("step", "decisions", "base_queries", "episodes")
@@ -30,6 +31,7 @@ def capture(run: Run) -> dict[str, Any]:
         "action": c.action,
         "window": c.window,
         "episode_step": c.episode_step,
+        "gate": c.gate.state() if isinstance(c.gate, MeasuredExploration) else None,
         "env": c.env.state(),
         "replay": run.replay.state(),
         "nstep": run.nstep.state(),
@@ -51,6 +53,8 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     for name in COUNTS:
         setattr(c, name, state["counts"][name])
     c.action, c.window, c.episode_step = state["action"], state["window"], state["episode_step"]
+    if isinstance(c.gate, MeasuredExploration):
+        c.gate.restore(state["gate"])
     c.env.restore(state["env"])
     run.replay.restore(state["replay"])
     run.nstep.restore(state["nstep"])

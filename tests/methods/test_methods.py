@@ -9,8 +9,11 @@ from torch import nn
 
 from policy_decorator.decorator import ProgressiveExploration, Residual
 from policy_decorator.envs.toy import Reach
+from policy_decorator.errors import UserError
 from policy_decorator.methods import METHODS, Problem, Run
 from policy_decorator.methods.policy_decorator import Config
+from policy_decorator.rl.auto import MeasuredExploration, bound_of
+from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.nets import Critics, TanhGaussian
 from policy_decorator.snapshot import capture
 from policy_decorator.train import TrainConfig, train
@@ -118,3 +121,18 @@ def test_defaults_are_the_papers() -> None:
     assert not cfg.standardize_obs
     assert not cfg.base_only_warmup
     assert cfg.demo_share == 0.0
+
+
+def test_bound_and_horizon_may_be_left_to_measurements(small: Config, steady: nn.Module) -> None:
+    obs, action = torch.randn(50, 4), 0.5 * torch.randn(50, 1, 2)
+    demonstrated = Demonstrated(obs, action, torch.zeros_like(action), torch.ones(50) > 0, torch.full((10,), 5))
+    run = _build("policy-decorator", replace(small, bound="auto", horizon="auto"), steady, demonstrated=demonstrated)
+    assert cast(Residual, run.collector.composition).bound == bound_of(demonstrated)
+    assert cast(MeasuredExploration, run.collector.gate).start == 100
+    _train(run)
+    assert run.learner.updates == 50
+
+
+def test_an_automatic_bound_needs_demonstrations(small: Config, steady: nn.Module) -> None:
+    with pytest.raises(UserError, match="demonstrations"):
+        _build("policy-decorator", replace(small, bound="auto"), steady)

@@ -29,7 +29,7 @@ then compare the two on the same episodes. --preset decides what is not given, -
 A run that was stopped goes on with: pidec refine --out RUN --resume"""
 
 FROM_ONE = "envs eval_episodes test_episodes replay_capacity max_steps total_steps steps_per_round log_every"
-FROM_ONE += " eval_every save_every n_step noise_hold width depth critics batch_size actor_every threads"
+FROM_ONE += " opening_steps eval_every save_every n_step noise_hold width depth critics batch_size actor_every threads"
 FROM_ZERO = "seed workers horizon warmup_steps updates_per_step temperature max_grad_norm"
 ABOVE_ZERO = "bound lr tau"
 SHARES = "gamma demo_share"
@@ -157,7 +157,7 @@ def _check_numbers(config: RefineConfig) -> None:
     for names, rule, holds in rules:
         for name in names.split():
             value = values[name]
-            if value is not None and not (math.isfinite(value) and holds(value)):
+            if value is not None and value != "auto" and not (math.isfinite(value) and holds(value)):
                 raise UserError(f"--{name.replace('_', '-')} must be {rule}, got {value}.")
     train = config.train
     if train.total_steps <= train.warmup_steps:

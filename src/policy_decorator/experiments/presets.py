@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from policy_decorator.errors import lookup
 from policy_decorator.methods.policy_decorator import Config
@@ -104,8 +105,8 @@ def settings(
     task: str,
     *,
     kind: str = "",
-    bound: float | None = None,
-    horizon: int | None = None,
+    bound: float | Literal["auto"] | None = None,
+    horizon: int | Literal["auto"] | None = None,
     total_steps: int | None = None,
 ) -> RefineConfig:
     """A preset's settings for `task` and a base policy of `kind` ("bet", ...), with what is given put in its place.

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -47,8 +47,8 @@ class Entry:
     label: str
     method: str = "policy-decorator"
     total_steps: int | None = None
-    bound: float | None = None
-    horizon: int | None = None
+    bound: float | Literal["auto"] | None = None
+    horizon: int | Literal["auto"] | None = None
     learn: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the method's Config."""
     sac: Mapping[str, Any] = field(default_factory=dict)

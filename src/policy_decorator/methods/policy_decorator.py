@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
+from policy_decorator.errors import UserError
 from policy_decorator.methods.problem import Problem, Run
+from policy_decorator.rl.auto import MeasuredExploration, bound_of
 from policy_decorator.rl.demonstrations import Mixed, as_source, transitions
 from policy_decorator.rl.exploration import Explorer
 from policy_decorator.rl.monitor import Monitor
@@ -12,14 +14,17 @@ from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
 from policy_decorator.rl.replay import DataSource, NStep, Replay
 from policy_decorator.rl.sac import SAC, SACConfig
 from policy_decorator.rollout import Collector
+from policy_decorator.types import Gate
 
 
 @dataclass(frozen=True)
 class Config:
-    bound: float = 0.1
-    """alpha: largest correction in every action dimension (paper Table 8)."""
-    horizon: int = 100_000
-    """H: environment steps over which the residual is introduced (paper Table 8)."""
+    bound: float | Literal["auto"] = 0.1
+    """alpha: largest correction in every action dimension (paper Table 8); auto: from the demonstrations."""
+    horizon: int | Literal["auto"] = 100_000
+    """H: environment steps over which the residual is introduced (paper Table 8); auto: as success allows it."""
+    opening_steps: int = 10_000
+    """Environment steps over which `horizon = auto` introduces the residual if success never falls."""
     base_only_warmup: bool = False
     """Let the base act alone during warm-up and count H from its end (the released code counts from step 0)."""
     actor_sees: Literal["obs", "obs+base"] = "obs"
@@ -43,20 +48,34 @@ class Config:
 
 
 def build(cfg: Config, p: Problem) -> Run:
-    residual = Residual(cfg.bound, cfg.actor_sees, cfg.critic_sees)
-    gate = ProgressiveExploration(cfg.horizon, start=p.warmup_steps if cfg.base_only_warmup else 0)
+    bound = _bound(cfg, p)
+    residual, monitor = Residual(bound, cfg.actor_sees, cfg.critic_sees), Monitor()
     actor, critics = _networks(cfg, p)
     replay = Replay(p.capacity)
     return Run(
-        collector=Collector(p.env, p.base, residual, gate, cfg.reward_shift, p.seed),
+        collector=Collector(p.env, p.base, residual, _gate(cfg, p, monitor), cfg.reward_shift, p.seed),
         learner=SAC(actor, critics, residual, p.action_size, cfg.sac),
         explorer=Explorer(actor, cfg.noise_hold),
         replay=replay,
         nstep=NStep(cfg.n_step, cfg.sac.gamma),
-        data=_data(cfg, p, replay),
-        monitor=Monitor(),
+        data=_data(cfg, p, replay, bound),
+        monitor=monitor,
         policy=DecoratedPolicy(p.base, actor, residual),
     )
+
+
+def _bound(cfg: Config, p: Problem) -> float:
+    if cfg.bound != "auto":
+        return cfg.bound
+    if p.demonstrated is None:
+        raise UserError("bound = auto is read from demonstrations: give them (demos), or a number as the bound.")
+    return bound_of(p.demonstrated)
+
+
+def _gate(cfg: Config, p: Problem, monitor: Monitor) -> Gate:
+    if cfg.horizon == "auto":
+        return MeasuredExploration(monitor, start=p.warmup_steps, opening_steps=cfg.opening_steps)
+    return ProgressiveExploration(cfg.horizon, start=p.warmup_steps if cfg.base_only_warmup else 0)
 
 
 def _networks(cfg: Config, p: Problem) -> tuple[TanhGaussian, Critics]:
@@ -69,9 +88,9 @@ def _networks(cfg: Config, p: Problem) -> tuple[TanhGaussian, Critics]:
     return actor.to(p.device), critics.to(p.device)
 
 
-def _data(cfg: Config, p: Problem, replay: Replay) -> DataSource:
+def _data(cfg: Config, p: Problem, replay: Replay, bound: float) -> DataSource:
     if cfg.demo_share == 0 or p.demonstrated is None:
         return replay
     steps, gamma, shift = cfg.n_step, cfg.sac.gamma, cfg.reward_shift
-    batch = transitions(p.demonstrated, cfg.bound, n_step=steps, gamma=gamma, reward_shift=shift)
+    batch = transitions(p.demonstrated, bound, n_step=steps, gamma=gamma, reward_shift=shift)
     return Mixed(replay, as_source(batch), cfg.demo_share)

@@ -1,0 +1,76 @@
+"""The method's two settings without tuning: alpha from the demonstrations, and epsilon from measured success.
+
+Not in the paper, which sets alpha "close to the action scale observed in the demonstration dataset" by hand
+(Sec. 5.4.2) and H per task (Table 8).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policy_decorator.rl.demonstrations import Demonstrated
+from policy_decorator.rl.monitor import Monitor
+
+BOUND_SHARE = 0.6
+"""Of the demonstrated actions' standard deviation: enough to correct an action, too little to replace it."""
+
+
+def bound_of(d: Demonstrated) -> float:
+    """alpha for these demonstrations: a share of how much their actions vary, meant over the action dimensions."""
+    return BOUND_SHARE * d.action.std(dim=0).mean().item()
+
+
+LEAST_VARIANCE = 0.05
+"""Of a success, assumed of a base that was always or never seen to succeed."""
+
+
+@dataclass
+class MeasuredExploration:
+    """epsilon grows while the training episodes succeed as often as the base's own did, and shrinks while they do not.
+
+    The base's rate is that of its own episodes: it acts alone until `start`, and on until `episodes` of them have
+    ended. It is compared with the latest `episodes` training episodes, and a shortfall within `tolerance` standard
+    errors is taken for chance.
+    """
+
+    monitor: Monitor
+    start: int
+    """Environment steps in which the base acts alone."""
+    opening_steps: int
+    """Environment steps from 0 to 1 if nothing speaks against it, and back."""
+    episodes: int = 25
+    tolerance: float = 1.0
+    base_rate: float | None = None
+    value: float = 0.0
+    at: int = 0
+    """Environment steps up to which the measurements have been taken into account."""
+
+    def epsilon(self, step: int) -> float:
+        """As last decided: unlike a schedule's, it cannot be said for other steps."""
+        return self.value
+
+    def __call__(self, step: int, episode_step: Tensor) -> Tensor:
+        if step > self.at:
+            self._measure(step)
+            self.at = step
+        return torch.rand(episode_step.shape, device=episode_step.device) < self.value
+
+    def _measure(self, step: int) -> None:
+        latest = list(self.monitor.recent)
+        if self.base_rate is None:
+            if step >= self.start and len(latest) >= self.episodes:
+                self.base_rate = sum(latest) / len(latest)
+            return
+        rate = sum(latest[-self.episodes :]) / self.episodes
+        spread = math.sqrt(max(self.base_rate * (1 - self.base_rate), LEAST_VARIANCE) / self.episodes)
+        direction = 1 if rate >= self.base_rate - self.tolerance * spread else -1
+        self.value = min(max(self.value + direction * (step - self.at) / self.opening_steps, 0.0), 1.0)
+
+    def state(self) -> dict[str, Any]:
+        return {"base_rate": self.base_rate, "value": self.value, "at": self.at}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.base_rate, self.value, self.at = state["base_rate"], state["value"], state["at"]

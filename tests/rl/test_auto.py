@@ -1,0 +1,105 @@
+"""alpha from demonstrations, and epsilon from measured success."""
+
+import pytest
+import torch
+
+from policy_decorator.rl.auto import BOUND_SHARE, MeasuredExploration, bound_of
+from policy_decorator.rl.demonstrations import Demonstrated
+from policy_decorator.rl.monitor import Monitor
+
+ROWS = torch.zeros(4, dtype=torch.long)
+
+
+def _gate(base: list[bool], start: int = 100, opening_steps: int = 1000) -> MeasuredExploration:
+    """After `start` steps in which the base's episodes ended as `base` says."""
+    gate = MeasuredExploration(Monitor(), start, opening_steps)
+    gate.monitor.recent.extend(base)
+    gate(start, ROWS)
+    return gate
+
+
+def _episodes(rate: float) -> list[bool]:
+    return [True] * round(25 * rate) + [False] * (25 - round(25 * rate))
+
+
+def test_the_bound_is_a_share_of_how_much_the_demonstrated_actions_vary() -> None:
+    action = torch.randn(20_000, 1, 2) * torch.tensor([0.2, 0.6])
+    d = Demonstrated(torch.zeros(20_000, 3), action, torch.zeros_like(action), torch.zeros(20_000), torch.tensor([1]))
+    assert bound_of(d) == pytest.approx(BOUND_SHARE * 0.4, rel=0.03)
+
+
+def test_the_base_acts_alone_until_the_warm_up_and_enough_of_its_episodes_have_ended() -> None:
+    gate = MeasuredExploration(Monitor(), 100, 1000)
+    for step in range(1, 100):
+        gate.monitor.recent.append(True)
+        assert not gate(step, ROWS).any()
+    assert gate.base_rate is None  # enough episodes, but before the end of the warm-up
+    late = MeasuredExploration(Monitor(), 100, 1000)
+    late.monitor.recent.extend([True] * 24)
+    late(5000, ROWS)
+    assert late.base_rate is None  # past the warm-up, but one episode short
+    late.monitor.recent.append(False)
+    late(5001, ROWS)
+    assert late.base_rate == pytest.approx(24 / 25)
+    assert late.epsilon(5001) == 0.0
+
+
+def test_it_opens_as_fast_as_it_may_while_success_holds() -> None:
+    gate = _gate(_episodes(0.6))
+    for step in range(101, 1101):
+        gate(step, ROWS)
+        assert gate.epsilon(step) == pytest.approx((step - 100) / 1000)
+    gate(5000, ROWS)
+    assert gate.epsilon(5000) == 1.0
+    assert gate(5001, ROWS).all()
+
+
+def test_it_closes_when_success_falls_and_opens_again_when_it_is_back() -> None:
+    gate = _gate(_episodes(0.6))
+    gate(600, ROWS)
+    assert gate.epsilon(600) == pytest.approx(0.5)
+    gate.monitor.recent.extend(_episodes(0.2))
+    gate(800, ROWS)
+    assert gate.epsilon(800) == pytest.approx(0.3)
+    gate(9000, ROWS)
+    assert gate.epsilon(9000) == 0.0
+    assert not gate(9001, ROWS).any()
+    gate.monitor.recent.extend(_episodes(0.6))
+    gate(9201, ROWS)
+    assert gate.epsilon(9201) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("rate", "opens"), [(0.52, True), (0.44, False)])
+def test_a_shortfall_within_a_standard_error_is_taken_for_chance(rate: float, opens: bool) -> None:
+    """Of 25 episodes at 60 %: 0.098."""
+    gate = _gate(_episodes(0.6))
+    gate.value = 0.5
+    gate.monitor.recent.extend(_episodes(rate))
+    gate(101, ROWS)
+    assert (gate.epsilon(101) > 0.5) == opens
+
+
+def test_asking_twice_at_a_step_changes_nothing() -> None:
+    gate = _gate(_episodes(0.6))
+    gate(300, ROWS)
+    before = gate.state()
+    gate(300, ROWS)
+    assert gate.state() == before
+
+
+def test_epsilon_is_the_share_of_environments_that_open() -> None:
+    gate = _gate(_episodes(1.0))
+    gate(400, ROWS)
+    assert gate(400, torch.zeros(20_000, dtype=torch.long)).float().mean().item() == pytest.approx(0.3, abs=0.015)
+
+
+def test_its_state_is_all_there_is_to_go_on_with() -> None:
+    gate = _gate(_episodes(0.6))
+    gate(700, ROWS)
+    other = MeasuredExploration(gate.monitor, 100, 1000)
+    other.restore(gate.state())
+    for step, rate in ((750, 0.6), (900, 0.1)):
+        gate.monitor.recent.extend(_episodes(rate))
+        gate(step, ROWS)
+        other(step, ROWS)
+        assert other.epsilon(step) == gate.epsilon(step)
