@@ -70,6 +70,8 @@ class RefineConfig:
     """Of the networks, the exploration and the training episodes. Evaluation seeds are the same for every seed."""
     threads: int | None = None
     """Threads of the learner on a CPU; None leaves torch's choice. One is fastest for small networks and batches."""
+    tune_cpu: bool = True
+    """Let the CPU do the same arithmetic in less time (see `machine`)."""
     device: str = "auto"
     """Of the learner, the replay and the base: cpu, cuda, or auto."""
     replay_capacity: int | None = None
@@ -101,7 +103,8 @@ class Refinement:
         self.chunk = int(getattr(base, "chunk", 1))
         self.hash_before = _hash(base)
         self.demo_base_queries = 0
-        machine.use_cpu_well()
+        if cfg.tune_cpu:
+            machine.use_cpu_well()
         if cfg.threads is not None:
             torch.set_num_threads(cfg.threads)
         torch.manual_seed(cfg.seed)

@@ -51,6 +51,8 @@ class Entry:
     horizon: int | Literal["auto"] | None = None
     learn: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the method's Config."""
+    nets: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of NetConfig."""
     sac: Mapping[str, Any] = field(default_factory=dict)
     """Fields of SACConfig."""
     train: Mapping[str, Any] = field(default_factory=dict)
@@ -70,6 +72,12 @@ def _controlled_or_not(base: str, note: str = "", **settings: Any) -> tuple[Entr
     return ours, replace(ours, label=f"Residual RL{note}", bound=1.0, horizon=0)
 
 
+def _faster(label: str, *, tune_cpu: bool = True, **settings: Any) -> Entry:
+    """The demo's task for long enough to learn most of it."""
+    run = {"tune_cpu": tune_cpu, "eval_episodes": 50}
+    return Entry(TASK, label, total_steps=25_000, train={"eval_every": 5_000}, run=run, **settings)
+
+
 STUDIES: Mapping[str, tuple[Entry, ...]] = {
     # The runs of `make demo SEED=...`.
     "demo": (Entry(TASK, "Policy Decorator", total_steps=DemoConfig.total_steps, run={"workers": None}),),
@@ -77,6 +85,12 @@ STUDIES: Mapping[str, tuple[Entry, ...]] = {
         *_controlled_or_not("metaworld/peg-insert-side", bound=0.3, horizon=20_000, learn=OWN_EXPERIENCE, sac=PLAIN),
         *_controlled_or_not("metaworld/stick-pull", bound=0.3, horizon=20_000, learn=OWN_EXPERIENCE, sac=PLAIN),
         *_controlled_or_not("metaworld/peg-insert-side", note=", quick"),
+    ),
+    # Whether what saves machine time changes what is learned.
+    "bench/learning": (
+        _faster("as PyTorch comes", tune_cpu=False),
+        _faster("CPU tuned"),
+        _faster("CPU tuned, bfloat16", nets={"precision": "bfloat16"}),
     ),
     "adroit": tuple(Entry(base, "Policy Decorator") for base in ("adroit/door", "adroit/pen")),
 }
@@ -92,7 +106,8 @@ def config(entry: Entry, seed: int) -> RefineConfig:
         horizon=entry.horizon,
         total_steps=entry.total_steps,
     )
-    learn = replace(cfg.learn, **entry.learn, sac=replace(cfg.learn.sac, **entry.sac))
+    nets, sac = replace(cfg.learn.nets, **entry.nets), replace(cfg.learn.sac, **entry.sac)
+    learn = replace(cfg.learn, **entry.learn, nets=nets, sac=sac)
     train = replace(cfg.train, **entry.train)
     run = {"workers": 0, **entry.run}  # runs stand side by side, each on its own core; the results are the same
     return replace(cfg, method=entry.method, policy=base.policy, seed=seed, learn=learn, train=train, **run)
@@ -101,7 +116,7 @@ def config(entry: Entry, seed: int) -> RefineConfig:
 @dataclass(frozen=True)
 class StudyConfig:
     study: tyro.conf.Positional[str]
-    """demo, controlled-exploration or adroit."""
+    """demo, controlled-exploration, adroit or bench/learning."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """A run of every entry for each."""
     jobs: int = 1
