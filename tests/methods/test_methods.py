@@ -15,6 +15,7 @@ from policy_decorator.methods.policy_decorator import Config
 from policy_decorator.rl.auto import MeasuredExploration, bound_of
 from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.nets import Critics, TanhGaussian
+from policy_decorator.rl.sac import SACConfig
 from policy_decorator.snapshot import capture
 from policy_decorator.train import TrainConfig, train
 
@@ -113,6 +114,18 @@ def test_statistics_standardize_both_networks_if_wanted(standardize: bool, small
     assert critic.standardize.mean.tolist() == expected
     target = cast(Critics, run.learner.target)
     assert target.standardize.mean.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"sac": SACConfig(critic_subset=3)}, "critic_subset must be between 1 and the number of critics"),
+        ({"sac": SACConfig(critic_subset=0)}, "critic_subset must be between 1 and the number of critics"),
+    ],
+)
+def test_contradictions_are_refused_at_once(changes: dict[str, Any], reason: str, small: Config) -> None:
+    with pytest.raises(UserError, match=reason):
+        replace(small, **changes)
 
 
 def test_defaults_are_the_papers() -> None:

@@ -46,6 +46,11 @@ class Config:
     sac: SACConfig = field(default_factory=SACConfig)
     """How they learn."""
 
+    def __post_init__(self) -> None:
+        subset, critics = self.sac.critic_subset, self.nets.critics
+        if subset is not None and not 1 <= subset <= critics:
+            raise UserError(f"critic_subset must be between 1 and the number of critics ({critics}), got {subset}.")
+
 
 def build(cfg: Config, p: Problem) -> Run:
     bound = _bound(cfg, p)
