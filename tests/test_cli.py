@@ -409,7 +409,13 @@ def test_wrong_options_are_named() -> None:
     assert "--episodes" in result.err
 
 
-@pytest.mark.parametrize(("options", "reason"), [("--critic-subset 3", "critic_subset must be between 1 and")])
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("--critic-subset 3", "critic_subset must be between 1 and"),
+        ("--demo-share-end 0.1", "demo_share_end and demo_share_steps go together"),
+    ],
+)
 def test_settings_that_contradict_one_another_are_refused(
     options: str, reason: str, made: Made, tmp_path: Path
 ) -> None:

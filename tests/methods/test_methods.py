@@ -121,6 +121,9 @@ def test_statistics_standardize_both_networks_if_wanted(standardize: bool, small
     [
         ({"sac": SACConfig(critic_subset=3)}, "critic_subset must be between 1 and the number of critics"),
         ({"sac": SACConfig(critic_subset=0)}, "critic_subset must be between 1 and the number of critics"),
+        ({"demo_share": 0.5, "demo_share_end": 0.1}, "demo_share_end and demo_share_steps go together"),
+        ({"demo_share": 0.5, "demo_share_steps": 10}, "demo_share_end and demo_share_steps go together"),
+        ({"demo_share_end": 0.1, "demo_share_steps": 10}, "demo_share_end needs a demo_share"),
     ],
 )
 def test_contradictions_are_refused_at_once(changes: dict[str, Any], reason: str, small: Config) -> None:
@@ -128,12 +131,40 @@ def test_contradictions_are_refused_at_once(changes: dict[str, Any], reason: str
         replace(small, **changes)
 
 
+def _demonstrated(n: int = 40) -> Demonstrated:
+    """One episode whose rows are known by an observation that no environment gives."""
+    rows, actions = torch.full((n, 4), 9.0), torch.rand(n, 1, 2) * 2 - 1
+    return Demonstrated(rows, actions, torch.zeros(n, 1, 2), torch.arange(n) == n - 1, torch.tensor([n]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "shares"),
+    [
+        ({}, {0: 16, 100: 16, 900: 16}),
+        ({"demo_share_end": 0.0, "demo_share_steps": 400}, {0: 16, 100: 16, 200: 12, 300: 8, 500: 0, 900: 0}),
+        ({"demo_share_end": 1.0, "demo_share_steps": 200}, {100: 16, 200: 24, 300: 32}),
+    ],
+)
+def test_the_share_of_demonstrations_follows_the_steps_done(
+    changes: dict[str, Any], shares: dict[int, int], small: Config, steady: nn.Module
+) -> None:
+    """Of batches of 32; the share begins to change at the end of the warm-up, after 100 steps."""
+    cfg = replace(small, demo_share=0.5, n_step=1, **changes)
+    run = _build("policy-decorator", cfg, steady, demonstrated=_demonstrated())
+    run.replay.add(run.collector.decide(run.explorer)[0])
+    for step, rows in shares.items():
+        run.collector.step = step
+        batch = run.data.sample(32)
+        assert len(batch.reward) == 32
+        assert int((batch.obs[:, 0] == 9).sum()) == rows
+
+
 def test_defaults_are_the_papers() -> None:
     cfg = Config()
     assert (cfg.actor_sees, cfg.critic_sees, cfg.n_step, cfg.reward_shift) == ("obs", "sum", 1, -1.0)
     assert not cfg.standardize_obs
     assert not cfg.base_only_warmup
-    assert cfg.demo_share == 0.0
+    assert (cfg.demo_share, cfg.demo_share_end) == (0.0, None)
 
 
 def test_bound_and_horizon_may_be_left_to_measurements(small: Config, steady: nn.Module) -> None:

@@ -7,7 +7,7 @@ from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, 
 from policy_decorator.errors import UserError
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.auto import MeasuredExploration, bound_of
-from policy_decorator.rl.demonstrations import Mixed, as_source, transitions
+from policy_decorator.rl.demonstrations import Mixed, Share, as_source, transitions
 from policy_decorator.rl.exploration import Explorer
 from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
@@ -41,6 +41,10 @@ class Config:
     """Added to success (0 or 1): -1 as in the released code."""
     demo_share: float = 0.0
     """Share of every batch that comes from the demonstrations, where there are any (0 in the paper)."""
+    demo_share_end: float | None = None
+    """Where that share goes, in a straight line from the end of the warm-up on (arXiv:2603.10263); None: it stays."""
+    demo_share_steps: int | None = None
+    """Environment steps until it is there."""
     nets: NetConfig = field(default_factory=NetConfig)
     """Sizes of the residual and its critics."""
     sac: SACConfig = field(default_factory=SACConfig)
@@ -50,6 +54,10 @@ class Config:
         subset, critics = self.sac.critic_subset, self.nets.critics
         if subset is not None and not 1 <= subset <= critics:
             raise UserError(f"critic_subset must be between 1 and the number of critics ({critics}), got {subset}.")
+        if (self.demo_share_end is None) != (self.demo_share_steps is None):
+            raise UserError("demo_share_end and demo_share_steps go together: where the share goes, and how slowly.")
+        if self.demo_share_end is not None and self.demo_share == 0:
+            raise UserError("demo_share_end needs a demo_share to begin with.")
 
 
 def build(cfg: Config, p: Problem) -> Run:
@@ -57,13 +65,14 @@ def build(cfg: Config, p: Problem) -> Run:
     residual, monitor = Residual(bound, cfg.actor_sees, cfg.critic_sees), Monitor()
     actor, critics = _networks(cfg, p)
     replay = Replay(p.capacity)
+    collector = Collector(p.env, p.base, residual, _gate(cfg, p, monitor), cfg.reward_shift, p.seed)
     return Run(
-        collector=Collector(p.env, p.base, residual, _gate(cfg, p, monitor), cfg.reward_shift, p.seed),
+        collector=collector,
         learner=SAC(actor, critics, residual, p.action_size, cfg.sac),
         explorer=Explorer(actor, cfg.noise_hold),
         replay=replay,
         nstep=NStep(cfg.n_step, cfg.sac.gamma),
-        data=_data(cfg, p, replay, bound),
+        data=_data(cfg, p, replay, collector, bound),
         monitor=monitor,
         policy=DecoratedPolicy(p.base, actor, residual),
     )
@@ -93,9 +102,11 @@ def _networks(cfg: Config, p: Problem) -> tuple[TanhGaussian, Critics]:
     return actor.to(p.device), critics.to(p.device)
 
 
-def _data(cfg: Config, p: Problem, replay: Replay, bound: float) -> DataSource:
+def _data(cfg: Config, p: Problem, replay: Replay, collector: Collector, bound: float) -> DataSource:
     if cfg.demo_share == 0 or p.demonstrated is None:
         return replay
-    steps, gamma, shift = cfg.n_step, cfg.sac.gamma, cfg.reward_shift
-    batch = transitions(p.demonstrated, bound, n_step=steps, gamma=gamma, reward_shift=shift)
-    return Mixed(replay, as_source(batch), cfg.demo_share)
+    n_step, gamma, shift = cfg.n_step, cfg.sac.gamma, cfg.reward_shift
+    batch = transitions(p.demonstrated, bound, n_step=n_step, gamma=gamma, reward_shift=shift)
+    end = cfg.demo_share if cfg.demo_share_end is None else cfg.demo_share_end
+    share = Share(cfg.demo_share, end, p.warmup_steps, cfg.demo_share_steps or 0)
+    return Mixed(replay, as_source(batch), lambda: share(collector.step))
