@@ -272,10 +272,12 @@ def test_it_learns_to_match_from_sparse_success() -> None:
     assert learned >= 0.9
 
 
-@pytest.mark.parametrize(("bound", "learns"), [(0.5, True), (0.0, False)])
-def test_it_corrects_a_controller_that_nearly_works(bound: float, learns: bool) -> None:
+@pytest.mark.parametrize(
+    ("changes", "learns"), [({"bound": 0.5}, True), ({"bound": 0.0}, False), ({"learner": "td3"}, True)]
+)
+def test_it_corrects_a_controller_that_nearly_works(changes: dict[str, Any], learns: bool) -> None:
     rhythm = TrainConfig(total_steps=4000, warmup_steps=1000)
-    base, learned = _learn(Reach, BiasedController(), replace(QUICK, bound=bound), rhythm, 4)
+    base, learned = _learn(Reach, BiasedController(), replace(QUICK, **changes), rhythm, 4)
     assert 0.3 < base < 0.6
     if learns:
         assert learned >= 0.95

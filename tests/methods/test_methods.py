@@ -16,6 +16,7 @@ from policy_decorator.rl.auto import MeasuredExploration, bound_of
 from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.nets import Critics, TanhGaussian
 from policy_decorator.rl.sac import SACConfig
+from policy_decorator.rl.td3 import TD3, TD3Config
 from policy_decorator.snapshot import capture
 from policy_decorator.train import TrainConfig, train
 
@@ -131,6 +132,19 @@ def test_contradictions_are_refused_at_once(changes: dict[str, Any], reason: str
         replace(small, **changes)
 
 
+def test_td3_shares_the_settings_of_sac_and_explores_with_its_own_noise(small: Config, steady: nn.Module) -> None:
+    cfg = replace(small, learner="td3", td3=TD3Config(exploration_std=0.0), noise_hold=3)
+    run = _build("policy-decorator", cfg, steady)
+    assert isinstance(run.learner, TD3)
+    assert (run.learner.cfg, run.learner.noise, run.explorer.hold) == (cfg.sac, cfg.td3, 3)
+    seen = torch.randn(4, 4)
+    actor = cast(TanhGaussian, run.learner.actor)
+    assert torch.equal(run.explorer(seen), actor.mode(seen))
+    lines = _train(run)
+    assert run.learner.updates == 50
+    assert "sac/temperature" not in lines[-1]
+
+
 def _demonstrated(n: int = 40) -> Demonstrated:
     """One episode whose rows are known by an observation that no environment gives."""
     rows, actions = torch.full((n, 4), 9.0), torch.rand(n, 1, 2) * 2 - 1
@@ -164,7 +178,7 @@ def test_defaults_are_the_papers() -> None:
     assert (cfg.actor_sees, cfg.critic_sees, cfg.n_step, cfg.reward_shift) == ("obs", "sum", 1, -1.0)
     assert not cfg.standardize_obs
     assert not cfg.base_only_warmup
-    assert (cfg.demo_share, cfg.demo_share_end) == (0.0, None)
+    assert (cfg.demo_share, cfg.demo_share_end, cfg.learner) == (0.0, None, "sac")
 
 
 def test_bound_and_horizon_may_be_left_to_measurements(small: Config, steady: nn.Module) -> None:

@@ -32,6 +32,7 @@ FROM_ONE = "envs eval_episodes test_episodes replay_capacity max_steps total_ste
 FROM_ONE += " opening_steps eval_every save_every n_step noise_hold width depth critics batch_size actor_every threads"
 FROM_ONE += " critic_subset demo_share_steps"
 FROM_ZERO = "seed workers horizon warmup_steps updates_per_step temperature max_grad_norm"
+FROM_ZERO += " exploration_std smoothing_std smoothing_limit"
 ABOVE_ZERO = "bound lr tau"
 SHARES = "gamma demo_share demo_share_end"
 

@@ -13,6 +13,7 @@ from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
 from policy_decorator.rl.replay import DataSource, NStep, Replay
 from policy_decorator.rl.sac import SAC, SACConfig
+from policy_decorator.rl.td3 import TD3, Noisy, TD3Config
 from policy_decorator.rollout import Collector
 from policy_decorator.types import Gate
 
@@ -47,8 +48,12 @@ class Config:
     """Environment steps until it is there."""
     nets: NetConfig = field(default_factory=NetConfig)
     """Sizes of the residual and its critics."""
+    learner: Literal["sac", "td3"] = "sac"
+    """How they learn; td3 shares the settings of `sac` that are not about entropy (not in the paper)."""
     sac: SACConfig = field(default_factory=SACConfig)
-    """How they learn."""
+    """The settings of it."""
+    td3: TD3Config = field(default_factory=TD3Config)
+    """The noise of td3."""
 
     def __post_init__(self) -> None:
         subset, critics = self.sac.critic_subset, self.nets.critics
@@ -64,12 +69,15 @@ def build(cfg: Config, p: Problem) -> Run:
     bound = _bound(cfg, p)
     residual, monitor = Residual(bound, cfg.actor_sees, cfg.critic_sees), Monitor()
     actor, critics = _networks(cfg, p)
+    td3 = cfg.learner == "td3"
     replay = Replay(p.capacity)
     collector = Collector(p.env, p.base, residual, _gate(cfg, p, monitor), cfg.reward_shift, p.seed)
     return Run(
         collector=collector,
-        learner=SAC(actor, critics, residual, p.action_size, cfg.sac),
-        explorer=Explorer(actor, cfg.noise_hold),
+        learner=TD3(actor, critics, residual, cfg.sac, cfg.td3)
+        if td3
+        else SAC(actor, critics, residual, p.action_size, cfg.sac),
+        explorer=Explorer(Noisy(actor, cfg.td3.exploration_std) if td3 else actor, cfg.noise_hold),
         replay=replay,
         nstep=NStep(cfg.n_step, cfg.sac.gamma),
         data=_data(cfg, p, replay, collector, bound),
