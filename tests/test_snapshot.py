@@ -134,6 +134,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     },
     "demonstrations": {"demo_share": 0.5, "demo_share_end": 0.1, "demo_share_steps": 300},
     "td3": {"learner": "td3", "noise_hold": 3},
+    "selection": {"select_by_value": "acting+target", "select_samples": 3, "noise_hold": 3},
 }
 
 

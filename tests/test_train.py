@@ -273,7 +273,13 @@ def test_it_learns_to_match_from_sparse_success() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "learns"), [({"bound": 0.5}, True), ({"bound": 0.0}, False), ({"learner": "td3"}, True)]
+    ("changes", "learns"),
+    [
+        ({"bound": 0.5}, True),
+        ({"bound": 0.0}, False),
+        ({"learner": "td3"}, True),
+        ({"select_by_value": "acting+target", "select_samples": 2}, True),
+    ],
 )
 def test_it_corrects_a_controller_that_nearly_works(changes: dict[str, Any], learns: bool) -> None:
     rhythm = TrainConfig(total_steps=4000, warmup_steps=1000)

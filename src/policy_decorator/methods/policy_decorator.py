@@ -1,11 +1,11 @@
 """Policy Decorator (the paper's method): a residual that is bounded and introduced progressively."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
 from policy_decorator.errors import UserError
-from policy_decorator.methods.problem import Problem, Run
+from policy_decorator.methods.problem import Learner, Problem, Run
 from policy_decorator.rl.auto import MeasuredExploration, bound_of
 from policy_decorator.rl.demonstrations import Mixed, Share, as_source, transitions
 from policy_decorator.rl.exploration import Explorer
@@ -13,6 +13,7 @@ from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
 from policy_decorator.rl.replay import DataSource, NStep, Replay
 from policy_decorator.rl.sac import SAC, SACConfig
+from policy_decorator.rl.selection import Proposer, Selection, ValueSelected
 from policy_decorator.rl.td3 import TD3, Noisy, TD3Config
 from policy_decorator.rollout import Collector
 from policy_decorator.types import Gate
@@ -54,6 +55,10 @@ class Config:
     """The settings of it."""
     td3: TD3Config = field(default_factory=TD3Config)
     """The noise of td3."""
+    select_by_value: Literal["never", "training", "evaluation", "acting", "acting+target"] = "never"
+    """Where the residual speaks only if the critics prefer that to the base alone (arXiv:2311.02198, 2507.07986)."""
+    select_samples: int = 1
+    """Residuals the critics choose among at a decision of training, with `select_by_value` (EXPO)."""
 
     def __post_init__(self) -> None:
         subset, critics = self.sac.critic_subset, self.nets.critics
@@ -63,27 +68,44 @@ class Config:
             raise UserError("demo_share_end and demo_share_steps go together: where the share goes, and how slowly.")
         if self.demo_share_end is not None and self.demo_share == 0:
             raise UserError("demo_share_end needs a demo_share to begin with.")
+        if self.select_samples > 1 and self.select_by_value in ("never", "evaluation"):
+            raise UserError("select_samples needs select_by_value = training, acting or acting+target.")
 
 
 def build(cfg: Config, p: Problem) -> Run:
     bound = _bound(cfg, p)
     residual, monitor = Residual(bound, cfg.actor_sees, cfg.critic_sees), Monitor()
     actor, critics = _networks(cfg, p)
-    td3 = cfg.learner == "td3"
+    selection = Selection(residual, cfg.sac.actor_value)
+    shown = replace(residual, actor_sees="obs+base")  # whoever is chosen by value is shown both
+    where = cfg.select_by_value.replace("acting", "training+evaluation")
+    learner, explores = _learner(cfg, p, actor, critics, residual, selection if "target" in where else None)
+    gate, policy = _gate(cfg, p, monitor), DecoratedPolicy(p.base, actor, residual)
+    collector = Collector(p.env, p.base, shown if "training" in where else residual, gate, cfg.reward_shift, p.seed)
+    if "training" in where:
+        explores = ValueSelected(explores, critics, selection, cfg.select_samples)
+    if "evaluation" in where:
+        policy = DecoratedPolicy(p.base, ValueSelected(actor, critics, selection), shown)
     replay = Replay(p.capacity)
-    collector = Collector(p.env, p.base, residual, _gate(cfg, p, monitor), cfg.reward_shift, p.seed)
     return Run(
         collector=collector,
-        learner=TD3(actor, critics, residual, cfg.sac, cfg.td3)
-        if td3
-        else SAC(actor, critics, residual, p.action_size, cfg.sac),
-        explorer=Explorer(Noisy(actor, cfg.td3.exploration_std) if td3 else actor, cfg.noise_hold),
+        learner=learner,
+        explorer=Explorer(explores, cfg.noise_hold),
         replay=replay,
         nstep=NStep(cfg.n_step, cfg.sac.gamma),
         data=_data(cfg, p, replay, collector, bound),
         monitor=monitor,
-        policy=DecoratedPolicy(p.base, actor, residual),
+        policy=policy,
     )
+
+
+def _learner(
+    cfg: Config, p: Problem, actor: TanhGaussian, critics: Critics, residual: Residual, selection: Selection | None
+) -> tuple[Learner, Proposer]:
+    """And the actor as it explores."""
+    if cfg.learner == "td3":
+        return TD3(actor, critics, residual, cfg.sac, cfg.td3, selection), Noisy(actor, cfg.td3.exploration_std)
+    return SAC(actor, critics, residual, p.action_size, cfg.sac, selection), actor
 
 
 def _bound(cfg: Config, p: Problem) -> float:

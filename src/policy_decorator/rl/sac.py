@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from policy_decorator.rl.descent import descend
+from policy_decorator.rl.descent import descend, follow
 from policy_decorator.rl.ensemble import Value, combined, smallest
+from policy_decorator.rl.selection import Selection
 from policy_decorator.types import Composition, Transition
 
 
@@ -52,11 +52,11 @@ class SAC:
     composition: Composition
     action_size: int  # Ta * Da
     cfg: SACConfig = field(default_factory=SACConfig)
+    selection: Selection | None = None  # where the target counts on the better of actor and base alone
     updates: int = 0
 
     def __post_init__(self) -> None:
         self.target = deepcopy(self.critic).requires_grad_(False)
-        self.follow = get_ema_multi_avg_fn(1 - self.cfg.tau)
         device = next(self.actor.parameters()).device
         self.log_temperature = torch.tensor(self.cfg.temperature, device=device).log().requires_grad_()
         self.critic_opt = torch.optim.Adam(self.critic.parameters(), self.cfg.lr, fused=True)
@@ -71,6 +71,8 @@ class SAC:
         """Eq. 5-6: regress on the soft value of the next decision; also returns Q (n_critics, B)."""
         with torch.no_grad():
             raw, log_prob = self.actor(self.composition.actor_input(b.next_obs, b.next_base))
+            if self.selection:
+                raw, log_prob = self.selection(self.target, b.next_obs, b.next_base, raw[None], log_prob[None])
             q = self.target(b.next_obs, self.composition.critic_action(b.next_base, raw))
             entropy = -log_prob if self.cfg.entropy_in_backup else torch.zeros_like(log_prob)
             value = smallest(q, self.cfg.critic_subset) + self.temperature * entropy
@@ -101,6 +103,5 @@ class SAC:
             descend(self.actor_opt, actor_loss, self.cfg.max_grad_norm)
             descend(self.temperature_opt, self.temperature_loss(log_prob), self.cfg.max_grad_norm)
             metrics |= {"loss/actor": actor_loss, "sac/entropy": -log_prob.mean()}
-        with torch.no_grad():
-            self.follow(list(self.target.parameters()), list(self.critic.parameters()), None)
+        follow(self.target, self.critic, self.cfg.tau)
         return {name: value.detach() for name, value in metrics.items()}

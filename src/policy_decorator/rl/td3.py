@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from policy_decorator.rl.descent import descend
+from policy_decorator.rl.descent import descend, follow
 from policy_decorator.rl.ensemble import combined, smallest
 from policy_decorator.rl.nets import TanhGaussian
 from policy_decorator.rl.sac import SACConfig
+from policy_decorator.rl.selection import Selection
 from policy_decorator.types import Composition, Transition
 
 
@@ -37,12 +37,20 @@ class Noisy:
     actor: TanhGaussian
     std: float
 
+    @property
+    def chunk_shape(self) -> tuple[int, int]:
+        return self.actor.chunk_shape
+
     def fresh_noise(self, seen: Tensor) -> Tensor:
         return self.actor.fresh_noise(seen)
 
-    def __call__(self, seen: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def mode(self, seen: Tensor) -> Tensor:
+        return self.actor.mode(seen)
+
+    def __call__(self, seen: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, *), (B, Ta * Da) -> raw (B, Ta, Da) in [-1, 1]; zeros (B,), where an actor says its log-probability."""
-        raw = self.actor.mode(seen)
+        raw = self.mode(seen)
+        noise = self.fresh_noise(seen) if noise is None else noise
         return (raw + self.std * noise.view_as(raw)).clamp(-1, 1), torch.zeros(len(seen), device=seen.device)
 
 
@@ -55,12 +63,12 @@ class TD3:
     composition: Composition
     cfg: SACConfig = field(default_factory=SACConfig)
     noise: TD3Config = field(default_factory=TD3Config)
+    selection: Selection | None = None  # where the target counts on the better of actor and base alone
     updates: int = 0
 
     def __post_init__(self) -> None:
         self.target = deepcopy(self.critic).requires_grad_(False)
         self.target_actor = deepcopy(self.actor).requires_grad_(False)
-        self.follow = get_ema_multi_avg_fn(1 - self.cfg.tau)
         self.critic_opt = torch.optim.Adam(self.critic.parameters(), self.cfg.lr, fused=True)
         self.actor_opt = torch.optim.Adam(self.actor.parameters(), self.cfg.lr, fused=True)
 
@@ -71,6 +79,9 @@ class TD3:
             limit = self.noise.smoothing_limit
             noise = (self.noise.smoothing_std * torch.randn_like(raw)).clamp(-limit, limit)
             raw = (raw + noise).clamp(-1, 1)
+            if self.selection:
+                none = raw.new_zeros(1, len(raw))
+                raw, _ = self.selection(self.target, b.next_obs, b.next_base, raw[None], none)
             q = self.target(b.next_obs, self.composition.critic_action(b.next_base, raw))
             goal = b.reward + self.cfg.gamma**b.decisions * (1 - b.terminated) * smallest(q, self.cfg.critic_subset)
         q = self.critic(b.obs, self.composition.critic_action(b.base, b.raw))
@@ -94,7 +105,6 @@ class TD3:
             actor_loss = self.actor_loss(b)
             descend(self.actor_opt, actor_loss, self.cfg.max_grad_norm)
             metrics |= {"loss/actor": actor_loss}
-        with torch.no_grad():
-            self.follow(list(self.target.parameters()), list(self.critic.parameters()), None)
-            self.follow(list(self.target_actor.parameters()), list(self.actor.parameters()), None)
+        follow(self.target, self.critic, self.cfg.tau)
+        follow(self.target_actor, self.actor, self.cfg.tau)
         return {name: value.detach() for name, value in metrics.items()}
