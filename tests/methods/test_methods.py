@@ -14,7 +14,7 @@ from policy_decorator.methods import METHODS, Problem, Run
 from policy_decorator.methods.policy_decorator import Config
 from policy_decorator.rl.auto import MeasuredExploration, bound_of
 from policy_decorator.rl.demonstrations import Demonstrated
-from policy_decorator.rl.nets import Critics, TanhGaussian
+from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
 from policy_decorator.rl.sac import SACConfig
 from policy_decorator.rl.selection import Selection, ValueSelected
 from policy_decorator.rl.td3 import TD3, TD3Config
@@ -126,6 +126,7 @@ def test_statistics_standardize_both_networks_if_wanted(standardize: bool, small
         ({"demo_share": 0.5, "demo_share_end": 0.1}, "demo_share_end and demo_share_steps go together"),
         ({"demo_share": 0.5, "demo_share_steps": 10}, "demo_share_end and demo_share_steps go together"),
         ({"demo_share_end": 0.1, "demo_share_steps": 10}, "demo_share_end needs a demo_share"),
+        ({"learner": "td3", "nets": NetConfig(initial_std=0.1)}, "initial_std is of sac"),
         ({"select_samples": 2}, "select_samples needs select_by_value"),
         ({"select_samples": 2, "select_by_value": "evaluation"}, "select_samples needs select_by_value"),
     ],

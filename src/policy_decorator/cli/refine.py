@@ -33,7 +33,7 @@ FROM_ONE += " opening_steps eval_every save_every n_step noise_hold width depth 
 FROM_ONE += " critic_subset demo_share_steps select_samples"
 FROM_ZERO = "seed workers horizon warmup_steps updates_per_step temperature max_grad_norm"
 FROM_ZERO += " exploration_std smoothing_std smoothing_limit"
-ABOVE_ZERO = "bound lr tau"
+ABOVE_ZERO = "bound lr tau initial_std"
 SHARES = "gamma demo_share demo_share_end"
 
 

@@ -70,6 +70,8 @@ class Config:
             raise UserError("demo_share_end needs a demo_share to begin with.")
         if self.select_samples > 1 and self.select_by_value in ("never", "evaluation"):
             raise UserError("select_samples needs select_by_value = training, acting or acting+target.")
+        if self.learner == "td3" and self.nets.initial_std is not None:
+            raise UserError("initial_std is of sac: td3 explores with exploration_std.")
 
 
 def build(cfg: Config, p: Problem) -> Run:
