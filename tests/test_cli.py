@@ -409,6 +409,22 @@ def test_wrong_options_are_named() -> None:
     assert "--episodes" in result.err
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("--critic-subset 3", "critic_subset must be between 1 and"),
+        ("--demo-share-end 0.1", "demo_share_end and demo_share_steps go together"),
+    ],
+)
+def test_settings_that_contradict_one_another_are_refused(
+    options: str, reason: str, made: Made, tmp_path: Path
+) -> None:
+    result = pidec("refine", "--policy", made.base, "--out", tmp_path / "run", *options.split())
+    assert result.code == 2
+    assert reason in " ".join(words(result.err))
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_interrupt_says_how_to_go_on(made: Made, run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

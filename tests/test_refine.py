@@ -266,6 +266,26 @@ def test_the_residual_that_is_kept(
     assert _evaluated(make_config, keep, rates, monkeypatch) == (kept, 100 * kept)
 
 
+def test_where_values_choose_the_best_critics_are_handed_over_with_the_best_residual(make_config: MakeConfig) -> None:
+    config = make_config(total_steps=400, eval_every=100)
+    config = replace(config, learn=replace(config.learn, select_by_value="acting"))
+    session = Refinement(config, BiasedController(), None)
+    learner: Any = session.run.learner
+    session.evaluate()
+    best = [p.clone() for net in (learner.actor, learner.critic) for p in net.parameters()]
+    with torch.no_grad():
+        for p in (*learner.actor.parameters(), *learner.critic.parameters()):
+            p.add_(1.0)
+    session.best["success"] = 2.0  # nothing is better than that
+    session.evaluate()
+    refined, _ = session.compare()
+    chosen: Any = refined.policy.actor
+    kept = [*chosen.actor.parameters(), *chosen.critic.parameters()]
+    assert all(torch.equal(p, q) for p, q in zip(kept, best, strict=True))
+    assert not any(p.requires_grad for p in kept)
+    assert refined.act(np.zeros(4, np.float32)).shape == (2,)
+
+
 @pytest.mark.parametrize("task", ["toy/reach", "toy/reach-gym"])
 def test_the_time_limit_can_be_set(task: str, make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(task, max_steps=5, total_steps=100)

@@ -1,12 +1,14 @@
 """The refined policy as a user holds it: act, reset, save, load."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from policy_decorator.base_policies import build
@@ -18,7 +20,8 @@ from policy_decorator.envs.toy import MAX_STEPS, TASKS, ReachEnv
 from policy_decorator.envs.vector import SimulatorVector
 from policy_decorator.errors import UserError
 from policy_decorator.refined import Refined
-from policy_decorator.rl.nets import NetConfig, TanhGaussian
+from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
+from policy_decorator.rl.selection import Selection, ValueSelected
 
 TASK = "toy/reach-gym"
 
@@ -169,6 +172,37 @@ def test_what_is_loaded_acts_the_same(kind: str, sees: str, tmp_path: Path) -> N
     ).read_bytes()
     left = {p.relative_to(tmp_path / "copy").as_posix() for p in (tmp_path / "copy").rglob("*") if p.is_file()}
     assert left == {"residual.safetensors", "refined.json", "base/policy.json", "base/policy.safetensors"}
+
+
+@pytest.mark.parametrize(("sees", "scored"), [("obs", "sum"), ("obs+base", "concat"), ("obs", "residual")])
+def test_where_values_choose_the_critics_are_kept_too(sees: Any, scored: Any, tmp_path: Path) -> None:
+    nets = NetConfig(width=16, depth=2, critics=3, head_gain=3.0, critic_layer_norm=True)
+    residual = Residual(0.4, sees, scored)
+    actor = TanhGaussian(6 if sees == "obs+base" else 4, (1, 2), nets)
+    critics = Critics(4, 4 if scored == "concat" else 2, nets)
+    critics.standardize.set(torch.randn(4), torch.rand(4))
+    chosen = ValueSelected(actor, critics, Selection(residual, "mean"))
+    refined = Refined(DecoratedPolicy(_base("mlp"), chosen, replace(residual, actor_sees="obs+base")), TASK, 4)
+    refined.save(tmp_path)
+    again = Refined.load(tmp_path)
+    always = DecoratedPolicy(refined.policy.base, actor, residual)
+    differs = 0
+    for obs in torch.randn(5, 40, 4):
+        again.reset()
+        refined.reset()
+        action = refined.act(obs)
+        assert torch.equal(again.act(obs), action)
+        differs += int((action != always.act(obs[:, None].repeat(1, 3, 1))[:, 0].clamp(-1, 1)).any(dim=1).sum())
+    assert 0 < differs < 5 * 40
+    assert not any(p.requires_grad for p in cast(nn.Module, again.policy.actor).parameters())
+    again.save(tmp_path / "copy")
+    for name in ("residual.safetensors", "refined.json"):
+        assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / name).read_bytes()
+    weights = load_file(tmp_path / "residual.safetensors")
+    assert any(name.startswith("critic.") for name in weights)
+    save_file({k: v for k, v in weights.items() if not k.startswith("critic.")}, tmp_path / "residual.safetensors")
+    with pytest.raises(UserError, match="damaged"):
+        Refined.load(tmp_path)
 
 
 def test_a_base_of_ones_own_must_be_given_again(tmp_path: Path, steady: nn.Module) -> None:

@@ -8,15 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from policy_decorator import api, snapshot
+from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.envs.toy import BiasedController
 from policy_decorator.errors import UserError
 from policy_decorator.progress import Silent, Update
 from policy_decorator.refine import RefineConfig
+from policy_decorator.rl.nets import NetConfig
+from policy_decorator.rl.sac import SACConfig
 from policy_decorator.runlog import RunFolder
 
 MakeConfig = Callable[..., RefineConfig]
@@ -121,6 +125,37 @@ def test_it_may_be_interrupted_again_and_again_and_at_any_point_of_the_rhythm(
     _assert_same(tmp_path / "whole", tmp_path / "cut")
     epsilons = [line["train/epsilon"] for line in RunFolder.open(tmp_path / "whole").metrics()]
     assert epsilons[0] < epsilons[-1]  # the residual was let in
+
+
+SWITCHES: dict[str, dict[str, Any]] = {
+    "ensemble": {
+        "nets": NetConfig(width=16, depth=2, critics=4),
+        "sac": SACConfig(batch_size=32, critic_subset=2, actor_value="mean"),
+    },
+    "demonstrations": {"demo_share": 0.5, "demo_share_end": 0.1, "demo_share_steps": 300},
+    "td3": {"learner": "td3", "noise_hold": 3},
+    "selection": {"select_by_value": "acting+target", "select_samples": 3, "noise_hold": 3},
+}
+
+
+def _shown(n: int = 60) -> Demonstrations:
+    rows = np.random.default_rng(0).uniform(-1, 1, (n, 6)).astype(np.float32)
+    success = np.arange(n) % 20 == 19
+    lengths, seeds = np.full(n // 20, 20), np.arange(n // 20)
+    return Demonstrations("toy/reach", rows[:, :4], rows[:, 4:], success, lengths, seeds, "nobody", {})
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_with_a_switch_on_too(name: str, tmp_path: Path, make_config: MakeConfig, noisy: nn.Module) -> None:
+    config = make_config(total_steps=400, save_every=180)
+    on = replace(config, learn=replace(config.learn, **SWITCHES[name]))
+    api.run(on, noisy, out=tmp_path / "whole", demos=_shown())
+    with pytest.raises(KeyboardInterrupt):
+        api.run(on, noisy, out=tmp_path / "cut", display=Interrupted(300), demos=_shown())
+    api.run(on, noisy, out=tmp_path / "cut", resume=True)
+    _assert_same(tmp_path / "whole", tmp_path / "cut")
+    api.run(config, noisy, out=tmp_path / "off", demos=_shown())
+    assert _outcome(tmp_path / "off")["metrics"] != _outcome(tmp_path / "whole")["metrics"]  # it does something
 
 
 @pytest.mark.parametrize("title", ["testing the refined policy", None])

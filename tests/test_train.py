@@ -90,6 +90,39 @@ def test_steps_and_updates_are_those_of_the_budget(cfg: TrainConfig) -> None:
     assert run.replay.size == run.collector.decisions
 
 
+@pytest.mark.parametrize("ratio", [1.0, 2.5, 10.0])
+def test_many_updates_per_step_come_steadily_and_none_is_owed_for_the_warm_up(ratio: float) -> None:
+    run, learner = _idle_run()
+    cfg = TrainConfig(total_steps=304, warmup_steps=104, steps_per_round=16, updates_per_step=ratio)
+    train(cfg, run, _nothing, _nothing, _nothing)
+    rounds = [learner.updated_at.count(step) for step in range(112, 305, 16)]
+    assert rounds == [int(8 * ratio)] + [int(16 * ratio)] * 12  # the first one lies half within the warm-up
+    assert learner.updates == sum(rounds) == 200 * ratio
+
+
+def test_small_batches_and_many_updates_train(small: Config, steady: nn.Module) -> None:
+    cfg = replace(small, sac=replace(small.sac, batch_size=4))
+    run = _real_run(cfg, steady)
+    train(TrainConfig(total_steps=200, warmup_steps=100, updates_per_step=5.0), run, _nothing, _nothing, _nothing)
+    assert run.learner.updates == 500
+    assert all(p.isfinite().all() for p in (*run.learner.actor.parameters(), *run.learner.critic.parameters()))
+
+
+def test_what_the_base_did_alone_stays_in_the_replay_and_is_learned_from(small: Config, steady: nn.Module) -> None:
+    """Warm-up transitions as an anchor of the values (DAWN, arXiv:2602.10539)."""
+    run = _real_run(replace(small, base_only_warmup=True, n_step=1, horizon=0), steady)
+    rhythm = TrainConfig(total_steps=400, warmup_steps=100, steps_per_round=16)
+    seen: list[Tensor] = []
+    update = run.learner.update
+    run.learner.update = lambda b: (seen.append(b.raw.flatten(1).any(dim=1)), update(b))[1]  # pyright: ignore
+    train(rhythm, run, _nothing, _nothing, _nothing)
+    assert run.replay.data is not None
+    assert run.replay.size == run.collector.decisions == 400
+    spoke = run.replay.data.raw.flatten(1).any(dim=1)
+    assert spoke[:400].tolist() == [False] * 100 + [True] * 300
+    assert not any(rows.all() for rows in seen)  # some in every batch, to the last
+
+
 def test_logs_evaluations_and_checkpoints_come_when_they_are_due_and_at_the_end() -> None:
     run, _ = _idle_run()
     at: dict[str, list[int]] = {"log": [], "evaluate": [], "save": []}
@@ -272,10 +305,18 @@ def test_it_learns_to_match_from_sparse_success() -> None:
     assert learned >= 0.9
 
 
-@pytest.mark.parametrize(("bound", "learns"), [(0.5, True), (0.0, False)])
-def test_it_corrects_a_controller_that_nearly_works(bound: float, learns: bool) -> None:
+@pytest.mark.parametrize(
+    ("changes", "learns"),
+    [
+        ({"bound": 0.5}, True),
+        ({"bound": 0.0}, False),
+        ({"learner": "td3"}, True),
+        ({"select_by_value": "acting+target", "select_samples": 2}, True),
+    ],
+)
+def test_it_corrects_a_controller_that_nearly_works(changes: dict[str, Any], learns: bool) -> None:
     rhythm = TrainConfig(total_steps=4000, warmup_steps=1000)
-    base, learned = _learn(Reach, BiasedController(), replace(QUICK, bound=bound), rhythm, 4)
+    base, learned = _learn(Reach, BiasedController(), replace(QUICK, **changes), rhythm, 4)
     assert 0.3 < base < 0.6
     if learns:
         assert learned >= 0.95

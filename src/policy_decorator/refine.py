@@ -34,7 +34,6 @@ from policy_decorator.methods import METHODS, Problem, policy_decorator
 from policy_decorator.progress import Display, Silent
 from policy_decorator.refined import Refined
 from policy_decorator.rl.demonstrations import Demonstrated
-from policy_decorator.rl.nets import TanhGaussian
 from policy_decorator.runlog import RunFolder
 from policy_decorator.statistics import paired_gain, wilson
 from policy_decorator.train import TrainConfig, train
@@ -194,8 +193,13 @@ class Refinement:
             behaviour = self.episodes(gated, self.cfg.eval_episodes, VALIDATION, "behaviour").rate
         self._log({"eval/full": full, "eval/behaviour": behaviour})
         if full >= self.best["success"]:
-            actor = copy.deepcopy(cast(nn.Module, self.run.learner.actor).state_dict())
+            actor = copy.deepcopy(self._residual.state_dict())
             self.best = {"success": full, "step": c.step, "actor": actor}
+
+    @property
+    def _residual(self) -> nn.Module:
+        """What is handed over beside the base: the actor, with the critic where that chooses among actions."""
+        return cast(nn.Module, cast(DecoratedPolicy, self.run.policy).actor)
 
     # ---- bookkeeping ------------------------------------------------------------------------------------------
 
@@ -235,14 +239,14 @@ class Refinement:
         """Base and refined policy on the same test episodes."""
         step = self.run.collector.step
         if self.cfg.keep == "best" and self.best["actor"] is not None:
-            cast(nn.Module, self.run.learner.actor).load_state_dict(self.best["actor"])
+            self._residual.load_state_dict(self.best["actor"])
             step = self.best["step"]
         policy = cast(DecoratedPolicy, self.run.policy)
         comparison = Comparison(self._play(self.base, "base"), self._play(policy, "final"))
         summary = self._summary(comparison.base.episodes, comparison.refined.episodes, step)
         if summary["gain"] < 0:
             self.display.say("Warning: the refined policy did worse than the base on the test episodes: keep the base.")
-        actor = copy.deepcopy(cast(TanhGaussian, policy.actor)).requires_grad_(False)
+        actor: Any = copy.deepcopy(self._residual).requires_grad_(False)
         refined = Refined(dataclasses.replace(policy, actor=actor), self.task.name, self.task.obs_size, summary)
         return refined, comparison
 

@@ -1,6 +1,7 @@
 """The result: a frozen base policy and its residual as one policy to act with, save and load."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -17,7 +18,8 @@ from policy_decorator.base_policies.imitate import Imitator
 from policy_decorator.decorator import DecoratedPolicy, Residual
 from policy_decorator.disk import atomic_bytes, atomic_json, disk_errors, read_json
 from policy_decorator.errors import UserError
-from policy_decorator.rl.nets import NetConfig, TanhGaussian
+from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
+from policy_decorator.rl.selection import Selection, ValueSelected
 from policy_decorator.types import BasePolicy
 
 FORMAT = 1
@@ -69,7 +71,8 @@ class Refined:
 
     @property
     def _actor(self) -> TanhGaussian:
-        return cast(TanhGaussian, self.policy.actor)
+        actor = self.policy.actor
+        return cast(TanhGaussian, actor.actor if isinstance(actor, ValueSelected) else actor)
 
     @property
     def _device(self) -> torch.device:
@@ -77,10 +80,11 @@ class Refined:
 
     def save(self, folder: str | Path) -> None:
         """Write residual.safetensors, refined.json and, for a base policy of this package, `base/`."""
-        folder, residual = Path(folder), cast(Residual, self.policy.composition)
+        folder, actor = Path(folder), cast(torch.nn.Module, self.policy.actor)
+        selection = actor.selection if isinstance(actor, ValueSelected) else None
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self._actor.state_dict().items()}
+        tensors = {k: v.detach().cpu().contiguous() for k, v in actor.state_dict().items()}
         atomic_bytes(folder / "residual.safetensors", save(tensors))
         with_base = saveable(self.policy.base)
         if with_base:
@@ -93,7 +97,8 @@ class Refined:
                 "obs_size": self.obs_size,
                 "input_size": len(self._actor.standardize.mean),
                 "chunk": self._actor.chunk_shape,
-                "residual": residual,
+                "residual": selection.composition if selection else self.policy.composition,
+                "selected_by": selection.value if selection else None,
                 "nets": self._actor.cfg,
                 "base": "base" if with_base else "external",
                 "summary": self.summary,
@@ -114,17 +119,28 @@ class Refined:
             raise UserError(f"{folder} was written in format {card.get('format')}, this version reads {FORMAT}.")
         if policy is None and card["base"] == "external":
             raise UserError(f"The base policy of {folder} was yours: load it with `Refined.load(folder, policy=...)`.")
-        nets = NetConfig(**card["nets"])
         with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten: leave no trace in the random state
-            actor = TanhGaussian(card["input_size"], tuple(card["chunk"]), nets)
+            actor, residual = _untrained(card)
         try:
             actor.load_state_dict(load_file(folder / "residual.safetensors"))
         except (OSError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{folder / 'residual.safetensors'} is damaged: {error}") from None
         action_size = card["chunk"][1]
         base = as_policy(policy, action_size) if policy is not None else load_policy(folder / "base")
-        decorated = DecoratedPolicy(base, actor.requires_grad_(False), Residual(**card["residual"]))
+        decorated = DecoratedPolicy(base, actor.requires_grad_(False), residual)
         return cls(decorated, card["task"], card["obs_size"], card["summary"])
+
+
+def _untrained(card: dict[str, Any]) -> tuple[TanhGaussian | ValueSelected, Residual]:
+    """The networks that a card describes, and how a `DecoratedPolicy` composes their actions."""
+    nets, residual, chunk = NetConfig(**card["nets"]), Residual(**card["residual"]), tuple(card["chunk"])
+    actor = TanhGaussian(card["input_size"], chunk, nets)
+    if card.get("selected_by") is None:
+        return actor, residual
+    scored = math.prod(chunk) * (2 if residual.critic_sees == "concat" else 1)
+    critics = Critics(card["obs_size"], scored, nets)
+    selected = ValueSelected(actor, critics, Selection(residual, card["selected_by"]))
+    return selected, dataclasses.replace(residual, actor_sees="obs+base")
 
 
 def saveable(base: BasePolicy) -> bool:

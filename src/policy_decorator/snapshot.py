@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from policy_decorator.disk import atomic_file
 from policy_decorator.errors import UserError
-from policy_decorator.methods.problem import Run
+from policy_decorator.methods.problem import Learner, Run
 from policy_decorator.rl.auto import MeasuredExploration
 
-LEARNER = ("actor", "critic", "target", "actor_opt", "critic_opt", "temperature_opt")
 COUNTS = ("step", "decisions", "base_queries", "episodes")
 
 
@@ -23,8 +23,8 @@ def capture(run: Run) -> dict[str, Any]:
     """The run's state as nested dicts and lists of tensors and numbers."""
     c, learner = run.collector, run.learner
     return {
-        "learner": {name: getattr(learner, name).state_dict() for name in LEARNER},
-        "log_temperature": learner.log_temperature.detach(),
+        "learner": {name: part.state_dict() for name, part in _parts(learner).items()},
+        "tensors": {name: x.detach() for name, x in _tensors(learner).items()},
         "updates": learner.updates,
         "explorer": {"asked": run.explorer.asked, "noise": run.explorer.noise},
         "counts": {name: getattr(c, name) for name in COUNTS},
@@ -44,10 +44,10 @@ def capture(run: Run) -> dict[str, Any]:
 def restore(run: Run, state: dict[str, Any]) -> None:
     """Bring `run`, freshly built from the same configuration, to `state`."""
     c, learner = run.collector, run.learner
-    for name in LEARNER:
-        getattr(learner, name).load_state_dict(state["learner"][name])
-    with torch.no_grad():
-        learner.log_temperature.copy_(state["log_temperature"])
+    for name, part in _parts(learner).items():
+        part.load_state_dict(state["learner"][name])
+    for name, x in _tensors(learner).items():
+        x.detach().copy_(state["tensors"][name])
     learner.updates = state["updates"]
     run.explorer.asked, run.explorer.noise = state["explorer"]["asked"], state["explorer"]["noise"]
     for name in COUNTS:
@@ -62,6 +62,16 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     torch.set_rng_state(state["rng"].cpu())
     if state["cuda_rng"]:
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_rng"]])
+
+
+def _parts(learner: Learner) -> dict[str, Any]:
+    """Its networks and optimisers."""
+    return {name: part for name, part in vars(learner).items() if hasattr(part, "state_dict")}
+
+
+def _tensors(learner: Learner) -> dict[str, Tensor]:
+    """What it learns beside networks, such as a temperature."""
+    return {name: x for name, x in vars(learner).items() if isinstance(x, Tensor)}
 
 
 def write(path: Path, state: dict[str, Any]) -> None:

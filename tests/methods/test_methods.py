@@ -7,14 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from policy_decorator.decorator import ProgressiveExploration, Residual
+from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
 from policy_decorator.envs.toy import Reach
 from policy_decorator.errors import UserError
 from policy_decorator.methods import METHODS, Problem, Run
 from policy_decorator.methods.policy_decorator import Config
 from policy_decorator.rl.auto import MeasuredExploration, bound_of
 from policy_decorator.rl.demonstrations import Demonstrated
-from policy_decorator.rl.nets import Critics, TanhGaussian
+from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
+from policy_decorator.rl.sac import SACConfig
+from policy_decorator.rl.selection import Selection, ValueSelected
+from policy_decorator.rl.td3 import TD3, TD3Config
 from policy_decorator.snapshot import capture
 from policy_decorator.train import TrainConfig, train
 
@@ -115,12 +118,99 @@ def test_statistics_standardize_both_networks_if_wanted(standardize: bool, small
     assert target.standardize.mean.tolist() == expected
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"sac": SACConfig(critic_subset=3)}, "critic_subset must be between 1 and the number of critics"),
+        ({"sac": SACConfig(critic_subset=0)}, "critic_subset must be between 1 and the number of critics"),
+        ({"demo_share": 0.5, "demo_share_end": 0.1}, "demo_share_end and demo_share_steps go together"),
+        ({"demo_share": 0.5, "demo_share_steps": 10}, "demo_share_end and demo_share_steps go together"),
+        ({"demo_share_end": 0.1, "demo_share_steps": 10}, "demo_share_end needs a demo_share"),
+        ({"learner": "td3", "nets": NetConfig(initial_std=0.1)}, "initial_std is of sac"),
+        ({"select_samples": 2}, "select_samples needs select_by_value"),
+        ({"select_samples": 2, "select_by_value": "evaluation"}, "select_samples needs select_by_value"),
+    ],
+)
+def test_contradictions_are_refused_at_once(changes: dict[str, Any], reason: str, small: Config) -> None:
+    with pytest.raises(UserError, match=reason):
+        replace(small, **changes)
+
+
+def test_td3_shares_the_settings_of_sac_and_explores_with_its_own_noise(small: Config, steady: nn.Module) -> None:
+    cfg = replace(small, learner="td3", td3=TD3Config(exploration_std=0.0), noise_hold=3)
+    run = _build("policy-decorator", cfg, steady)
+    assert isinstance(run.learner, TD3)
+    assert (run.learner.cfg, run.learner.noise, run.explorer.hold) == (cfg.sac, cfg.td3, 3)
+    seen = torch.randn(4, 4)
+    actor = cast(TanhGaussian, run.learner.actor)
+    assert torch.equal(run.explorer(seen), actor.mode(seen))
+    lines = _train(run)
+    assert run.learner.updates == 50
+    assert "sac/temperature" not in lines[-1]
+
+
+@pytest.mark.parametrize("learner", ["sac", "td3"])
+@pytest.mark.parametrize(
+    ("where", "training", "evaluation", "target"),
+    [
+        ("never", False, False, False),
+        ("training", True, False, False),
+        ("evaluation", False, True, False),
+        ("acting", True, True, False),
+        ("acting+target", True, True, True),
+    ],
+)
+def test_values_choose_where_they_are_asked_to(
+    where: Any, training: bool, evaluation: bool, target: bool, learner: Any, small: Config, steady: nn.Module
+) -> None:
+    run = _build("policy-decorator", replace(small, select_by_value=where, learner=learner), steady)
+    policy, parts = cast(DecoratedPolicy, run.policy), cast(Any, run.learner)
+    assert isinstance(run.explorer.actor, ValueSelected) == training
+    assert isinstance(policy.actor, ValueSelected) == evaluation
+    assert parts.selection == (Selection(Residual(0.5)) if target else None)
+    for part, selected in ((run.collector.composition, training), (policy.composition, evaluation)):
+        assert part == Residual(0.5, "obs+base" if selected else "obs")
+    _train(run)
+    assert run.replay.data is not None
+    spoke = run.replay.data.raw[150 : run.replay.size].flatten(1).any(dim=1)  # epsilon is 1 there
+    assert spoke.any()
+    assert spoke.all() == (not training)  # the base was the better one now and then
+
+
+def _demonstrated(n: int = 40) -> Demonstrated:
+    """One episode whose rows are known by an observation that no environment gives."""
+    rows, actions = torch.full((n, 4), 9.0), torch.rand(n, 1, 2) * 2 - 1
+    return Demonstrated(rows, actions, torch.zeros(n, 1, 2), torch.arange(n) == n - 1, torch.tensor([n]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "shares"),
+    [
+        ({}, {0: 16, 100: 16, 900: 16}),
+        ({"demo_share_end": 0.0, "demo_share_steps": 400}, {0: 16, 100: 16, 200: 12, 300: 8, 500: 0, 900: 0}),
+        ({"demo_share_end": 1.0, "demo_share_steps": 200}, {100: 16, 200: 24, 300: 32}),
+    ],
+)
+def test_the_share_of_demonstrations_follows_the_steps_done(
+    changes: dict[str, Any], shares: dict[int, int], small: Config, steady: nn.Module
+) -> None:
+    """Of batches of 32; the share begins to change at the end of the warm-up, after 100 steps."""
+    cfg = replace(small, demo_share=0.5, n_step=1, **changes)
+    run = _build("policy-decorator", cfg, steady, demonstrated=_demonstrated())
+    run.replay.add(run.collector.decide(run.explorer)[0])
+    for step, rows in shares.items():
+        run.collector.step = step
+        batch = run.data.sample(32)
+        assert len(batch.reward) == 32
+        assert int((batch.obs[:, 0] == 9).sum()) == rows
+
+
 def test_defaults_are_the_papers() -> None:
     cfg = Config()
     assert (cfg.actor_sees, cfg.critic_sees, cfg.n_step, cfg.reward_shift) == ("obs", "sum", 1, -1.0)
     assert not cfg.standardize_obs
     assert not cfg.base_only_warmup
-    assert cfg.demo_share == 0.0
+    assert (cfg.demo_share, cfg.demo_share_end, cfg.learner, cfg.select_by_value) == (0.0, None, "sac", "never")
 
 
 def test_bound_and_horizon_may_be_left_to_measurements(small: Config, steady: nn.Module) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy_decorator.decorator import Residual
-from policy_decorator.rl.demonstrations import Demonstrated, Mixed, as_source, transitions
+from policy_decorator.rl.demonstrations import Demonstrated, Mixed, Share, as_source, transitions
 from policy_decorator.rl.replay import Replay
 from policy_decorator.types import Transition
 
@@ -66,6 +66,13 @@ def test_every_batch_has_the_share(share: float, second: int) -> None:
     one, two = (Transition(*(torch.full((9, *shape), value) for shape in shapes)) for value in (1.0, 2.0))
     replay = Replay(20)
     replay.add(one)
-    batch = Mixed(replay, as_source(two), share).sample(64)
+    batch = Mixed(replay, as_source(two), lambda: share).sample(64)
     assert batch.reward.tolist() == [1.0] * (64 - second) + [2.0] * second
     assert all(len(x) == 64 for x in batch)
+
+
+def test_a_share_goes_in_a_straight_line_and_stays_at_its_end() -> None:
+    share = Share(0.5, 0.1, start=100, steps=400)
+    assert [share(step) for step in (0, 100, 200, 300)] == pytest.approx([0.5, 0.5, 0.4, 0.3])
+    assert [share(step) for step in (500, 10_000)] == pytest.approx([0.1, 0.1])
+    assert {Share(0.25, 0.25, 7, steps)(step) for step in (0, 7, 99) for steps in (0, 50)} == {0.25}  # to the last bit

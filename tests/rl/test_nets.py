@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
 
+from policy_decorator.errors import UserError
 from policy_decorator.rl.nets import Critics, NetConfig, Standardize, TanhGaussian
 from policy_decorator.rl.stacked import StackedLinear, StackedMLP
 
@@ -107,6 +108,44 @@ def test_log_std_covers_its_range_and_never_leaves_it(low: float, high: float) -
 def test_an_untrained_actor_hardly_explores_as_in_the_released_code() -> None:
     log_std = TanhGaussian(6, (1, 3))._mean_and_log_std(torch.randn(500, 6))[1]
     torch.testing.assert_close(log_std, torch.full_like(log_std, -9.0), atol=0.15, rtol=0)  # (-20 + 2) / 2
+
+
+@pytest.mark.parametrize("chunk", [(1, 2), (3, 2)])
+@pytest.mark.parametrize("std", [0.01, 0.22, 1.5])
+def test_an_untrained_actor_may_begin_at_zero_with_a_standard_deviation_of_ones_choice(
+    chunk: tuple[int, int], std: float
+) -> None:
+    cfg = NetConfig(width=16, depth=2, zero_init=True, initial_std=std, log_std_min=-5)
+    actor, seen = TanhGaussian(3, chunk, cfg), torch.randn(500, 3)
+    mean, its_std = _gaussian(actor, seen)
+    assert not mean.any()
+    assert not actor.mode(seen).any()
+    torch.testing.assert_close(its_std, torch.full_like(its_std, std), rtol=1e-5, atol=0)
+    noise = actor.fresh_noise(seen)
+    torch.testing.assert_close(actor(seen, noise)[0].flatten(1), (std * noise).tanh(), rtol=1e-4, atol=1e-7)
+
+
+def test_beginning_at_zero_leaves_the_random_stream_and_the_other_layers_alone() -> None:
+    actors, streams = [], []
+    for zero in (False, True):
+        torch.manual_seed(4)
+        actors.append(TanhGaussian(3, (1, 2), NetConfig(width=16, depth=2, zero_init=zero)))
+        streams.append(torch.rand(3))
+    assert torch.equal(*streams)
+    one, other = (dict(actor.named_parameters()) for actor in actors)
+    assert [name for name in one if not torch.equal(one[name], other[name])] == ["net.head.weight"]
+
+
+def test_without_zero_the_standard_deviation_begins_close_to_the_one_chosen() -> None:
+    actor = TanhGaussian(3, (1, 2), NetConfig(initial_std=0.1))
+    _, std = _gaussian(actor, torch.randn(500, 3))
+    assert 0.08 < std.min() < std.max() < 0.125
+
+
+@pytest.mark.parametrize("std", [0.0, math.exp(-5), math.exp(2), 10.0])
+def test_an_initial_standard_deviation_must_be_one_the_actor_can_have(std: float) -> None:
+    with pytest.raises(UserError, match="initial_std must be between"):
+        NetConfig(initial_std=std, log_std_min=-5)
 
 
 def test_a_state_dict_holds_the_statistics() -> None:

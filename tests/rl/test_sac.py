@@ -27,9 +27,10 @@ def _batch(dtype: torch.dtype = torch.float32) -> Transition:
     return Transition(*(x.to(dtype) for x in t))
 
 
-def _sac(cfg: SACConfig | None = None, sees: Any = "sum", dtype: torch.dtype = torch.float32) -> SAC:
+def _sac(cfg: SACConfig | None = None, sees: Any = "sum", dtype: torch.dtype = torch.float32, critics: int = 2) -> SAC:
     scored = 2 * DA if sees == "concat" else DA
-    actor, critic = TanhGaussian(DO, (1, DA), NETS).to(dtype), Critics(DO, scored, NETS).to(dtype)
+    nets = replace(NETS, critics=critics)
+    actor, critic = TanhGaussian(DO, (1, DA), nets).to(dtype), Critics(DO, scored, nets).to(dtype)
     learner = SAC(actor, critic, Residual(0.4, critic_sees=sees), DA, cfg or SACConfig(temperature=0.3))
     with torch.no_grad():  # a target unlike the critic, or the wrong one would go unnoticed
         for p in learner.target.parameters():
@@ -81,6 +82,24 @@ def test_actor_loss(sees: str) -> None:
     assert not answered.requires_grad  # the temperature's loss must not reach the actor
 
 
+def test_the_target_believes_the_smallest_of_a_subset_and_the_actor_climbs_the_mean() -> None:
+    cfg = SACConfig(gamma=0.9, temperature=0.3, critic_subset=2, actor_value="mean")
+    learner, b = _sac(cfg, critics=5), _batch()
+    raw, log_prob = _same_noise(learner, b.next_obs)
+    loss, _ = learner.critic_loss(b)
+    torch.manual_seed(5)
+    learner.actor.fresh_noise(b.next_obs)  # pyright: ignore[reportCallIssue]
+    drawn = torch.randperm(5)[:2]
+    value = learner.target(b.next_obs, _scored("sum", b.next_base, raw))[drawn].min(dim=0).values - 0.3 * log_prob
+    goal = b.reward + 0.9**b.decisions * (1 - b.terminated) * value
+    current = learner.critic(b.obs, _scored("sum", b.base, b.raw))
+    assert loss.item() == pytest.approx((current - goal).square().mean(dim=1).sum().item(), rel=1e-5)
+
+    raw, log_prob = _same_noise(learner, b.obs)
+    q = learner.critic(b.obs, _scored("sum", b.base, raw)).mean(dim=0)
+    assert learner.actor_loss(b)[0].item() == pytest.approx((0.3 * log_prob - q).mean().item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("target_entropy", [-1.0, -0.25])
 def test_temperature_loss(target_entropy: float) -> None:
     learner = _sac(SACConfig(temperature=0.3, target_entropy=target_entropy))
@@ -104,9 +123,15 @@ def _finite_difference(loss: Callable[[], Tensor], p: Tensor, k: int, eps: float
     return (values[0] - values[1]) / (2 * eps)
 
 
-@pytest.mark.parametrize("which", ["critic", "actor", "temperature"])
-def test_gradients_are_those_of_finite_differences(which: str) -> None:
-    learner, b = _sac(dtype=torch.float64), _batch(torch.float64)
+ENSEMBLE = SACConfig(temperature=0.3, critic_subset=2, actor_value="mean")
+
+
+@pytest.mark.parametrize(
+    ("which", "cfg"),
+    [("critic", None), ("actor", None), ("temperature", None), ("critic", ENSEMBLE), ("actor", ENSEMBLE)],
+)
+def test_gradients_are_those_of_finite_differences(which: str, cfg: SACConfig | None) -> None:
+    learner, b = _sac(cfg, dtype=torch.float64, critics=2 if cfg is None else 4), _batch(torch.float64)
 
     def loss() -> Tensor:
         torch.manual_seed(3)
@@ -252,6 +277,7 @@ def test_defaults_are_the_papers() -> None:
     cfg = SACConfig()
     assert (cfg.gamma, cfg.tau, cfg.lr, cfg.batch_size) == (0.97, 0.01, 1e-4, 1024)  # Table 9
     assert cfg.target_entropy * 4 == -4  # minus the action size, of the unscaled residual
+    assert (cfg.critic_subset, cfg.actor_value) == (None, "min")
 
 
 def test_the_critic_learns_a_known_value() -> None:

@@ -1,18 +1,20 @@
 """Policy Decorator (the paper's method): a residual that is bounded and introduced progressively."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
 from policy_decorator.errors import UserError
-from policy_decorator.methods.problem import Problem, Run
+from policy_decorator.methods.problem import Learner, Problem, Run
 from policy_decorator.rl.auto import MeasuredExploration, bound_of
-from policy_decorator.rl.demonstrations import Mixed, as_source, transitions
+from policy_decorator.rl.demonstrations import Mixed, Share, as_source, transitions
 from policy_decorator.rl.exploration import Explorer
 from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
 from policy_decorator.rl.replay import DataSource, NStep, Replay
 from policy_decorator.rl.sac import SAC, SACConfig
+from policy_decorator.rl.selection import Proposer, Selection, ValueSelected
+from policy_decorator.rl.td3 import TD3, Noisy, TD3Config
 from policy_decorator.rollout import Collector
 from policy_decorator.types import Gate
 
@@ -41,27 +43,71 @@ class Config:
     """Added to success (0 or 1): -1 as in the released code."""
     demo_share: float = 0.0
     """Share of every batch that comes from the demonstrations, where there are any (0 in the paper)."""
+    demo_share_end: float | None = None
+    """Where that share goes, in a straight line from the end of the warm-up on (arXiv:2603.10263); None: it stays."""
+    demo_share_steps: int | None = None
+    """Environment steps until it is there."""
     nets: NetConfig = field(default_factory=NetConfig)
     """Sizes of the residual and its critics."""
+    learner: Literal["sac", "td3"] = "sac"
+    """How they learn; td3 shares the settings of `sac` that are not about entropy (not in the paper)."""
     sac: SACConfig = field(default_factory=SACConfig)
-    """How they learn."""
+    """The settings of it."""
+    td3: TD3Config = field(default_factory=TD3Config)
+    """The noise of td3."""
+    select_by_value: Literal["never", "training", "evaluation", "acting", "acting+target"] = "never"
+    """Where the residual speaks only if the critics prefer that to the base alone (arXiv:2311.02198, 2507.07986)."""
+    select_samples: int = 1
+    """Residuals the critics choose among at a decision of training, with `select_by_value` (EXPO)."""
+
+    def __post_init__(self) -> None:
+        subset, critics = self.sac.critic_subset, self.nets.critics
+        if subset is not None and not 1 <= subset <= critics:
+            raise UserError(f"critic_subset must be between 1 and the number of critics ({critics}), got {subset}.")
+        if (self.demo_share_end is None) != (self.demo_share_steps is None):
+            raise UserError("demo_share_end and demo_share_steps go together: where the share goes, and how slowly.")
+        if self.demo_share_end is not None and self.demo_share == 0:
+            raise UserError("demo_share_end needs a demo_share to begin with.")
+        if self.select_samples > 1 and self.select_by_value in ("never", "evaluation"):
+            raise UserError("select_samples needs select_by_value = training, acting or acting+target.")
+        if self.learner == "td3" and self.nets.initial_std is not None:
+            raise UserError("initial_std is of sac: td3 explores with exploration_std.")
 
 
 def build(cfg: Config, p: Problem) -> Run:
     bound = _bound(cfg, p)
     residual, monitor = Residual(bound, cfg.actor_sees, cfg.critic_sees), Monitor()
     actor, critics = _networks(cfg, p)
+    selection = Selection(residual, cfg.sac.actor_value)
+    shown = replace(residual, actor_sees="obs+base")  # whoever is chosen by value is shown both
+    where = cfg.select_by_value.replace("acting", "training+evaluation")
+    learner, explores = _learner(cfg, p, actor, critics, residual, selection if "target" in where else None)
+    gate, policy = _gate(cfg, p, monitor), DecoratedPolicy(p.base, actor, residual)
+    collector = Collector(p.env, p.base, shown if "training" in where else residual, gate, cfg.reward_shift, p.seed)
+    if "training" in where:
+        explores = ValueSelected(explores, critics, selection, cfg.select_samples)
+    if "evaluation" in where:
+        policy = DecoratedPolicy(p.base, ValueSelected(actor, critics, selection), shown)
     replay = Replay(p.capacity)
     return Run(
-        collector=Collector(p.env, p.base, residual, _gate(cfg, p, monitor), cfg.reward_shift, p.seed),
-        learner=SAC(actor, critics, residual, p.action_size, cfg.sac),
-        explorer=Explorer(actor, cfg.noise_hold),
+        collector=collector,
+        learner=learner,
+        explorer=Explorer(explores, cfg.noise_hold),
         replay=replay,
         nstep=NStep(cfg.n_step, cfg.sac.gamma),
-        data=_data(cfg, p, replay, bound),
+        data=_data(cfg, p, replay, collector, bound),
         monitor=monitor,
-        policy=DecoratedPolicy(p.base, actor, residual),
+        policy=policy,
     )
+
+
+def _learner(
+    cfg: Config, p: Problem, actor: TanhGaussian, critics: Critics, residual: Residual, selection: Selection | None
+) -> tuple[Learner, Proposer]:
+    """And the actor as it explores."""
+    if cfg.learner == "td3":
+        return TD3(actor, critics, residual, cfg.sac, cfg.td3, selection), Noisy(actor, cfg.td3.exploration_std)
+    return SAC(actor, critics, residual, p.action_size, cfg.sac, selection), actor
 
 
 def _bound(cfg: Config, p: Problem) -> float:
@@ -88,9 +134,11 @@ def _networks(cfg: Config, p: Problem) -> tuple[TanhGaussian, Critics]:
     return actor.to(p.device), critics.to(p.device)
 
 
-def _data(cfg: Config, p: Problem, replay: Replay, bound: float) -> DataSource:
+def _data(cfg: Config, p: Problem, replay: Replay, collector: Collector, bound: float) -> DataSource:
     if cfg.demo_share == 0 or p.demonstrated is None:
         return replay
-    steps, gamma, shift = cfg.n_step, cfg.sac.gamma, cfg.reward_shift
-    batch = transitions(p.demonstrated, bound, n_step=steps, gamma=gamma, reward_shift=shift)
-    return Mixed(replay, as_source(batch), cfg.demo_share)
+    n_step, gamma, shift = cfg.n_step, cfg.sac.gamma, cfg.reward_shift
+    batch = transitions(p.demonstrated, bound, n_step=n_step, gamma=gamma, reward_shift=shift)
+    end = cfg.demo_share if cfg.demo_share_end is None else cfg.demo_share_end
+    share = Share(cfg.demo_share, end, p.warmup_steps, cfg.demo_share_steps or 0)
+    return Mixed(replay, as_source(batch), lambda: share(collector.step))

@@ -2,17 +2,18 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.exploration import Explorer
 from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.replay import DataSource, NStep, Replay
-from policy_decorator.rl.sac import SAC
+from policy_decorator.rl.sac import SACConfig
 from policy_decorator.rollout import Collector
-from policy_decorator.types import BasePolicy, VectorEnv
+from policy_decorator.types import BasePolicy, Transition, VectorEnv
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,26 @@ class Problem:
         return math.prod(self.chunk)
 
 
+class Learner(Protocol):
+    """What is updated. A snapshot keeps all of its attributes that are tensors or have a `state_dict`."""
+
+    updates: int
+
+    @property
+    def actor(self) -> nn.Module: ...
+    @property
+    def critic(self) -> nn.Module: ...
+    @property
+    def cfg(self) -> SACConfig: ...
+    def update(self, b: Transition) -> dict[str, Tensor]: ...
+
+
 @dataclass(frozen=True)
 class Run:
     """The parts `train` needs."""
 
     collector: Collector
-    learner: SAC
+    learner: Learner
     explorer: Explorer
     replay: Replay
     nstep: NStep

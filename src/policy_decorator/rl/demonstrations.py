@@ -1,9 +1,11 @@
 """Demonstrations as transitions of a residual: what the base would have done there, and the correction to it.
 
 raw = (action - base) / alpha, unclipped, so that base + alpha * raw is the demonstrated action exactly. Not in the
-paper; a share of every batch from demonstrations is RLPD's symmetric sampling (arXiv:2302.02948) with a knob.
+paper; a share of every batch from demonstrations is RLPD's symmetric sampling (arXiv:2302.02948) with a knob, and a
+share that falls as own experience grows is DICE-RL's (arXiv:2603.10263).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -54,14 +56,30 @@ def as_source(batch: Transition) -> Replay:
 
 
 @dataclass(frozen=True)
+class Share:
+    """A share that goes from one value to another in a straight line, as a function of the steps done."""
+
+    begin: float
+    end: float
+    start: int = 0
+    """Environment steps before it begins to change."""
+    steps: int = 0
+    """Environment steps over which it changes; 0: at once."""
+
+    def __call__(self, step: int) -> float:
+        progress = min(max(step - self.start, 0) / self.steps, 1.0) if self.steps else 1.0
+        return self.begin + progress * (self.end - self.begin)
+
+
+@dataclass(frozen=True)
 class Mixed:
-    """A fixed share of every batch from the second source."""
+    """A share of every batch from the second source."""
 
     first: DataSource
     second: DataSource
-    share: float
+    share: Callable[[], float]
 
     def sample(self, batch_size: int) -> Transition:
-        n = round(batch_size * self.share)
+        n = round(batch_size * self.share())
         parts = self.first.sample(batch_size - n), self.second.sample(n)
         return Transition(*(torch.cat(pair) for pair in zip(*parts, strict=True)))

@@ -5,18 +5,24 @@ the same for `hold` decisions does not. 1 is SAC, and the paper. Off-policy lear
 """
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from policy_decorator.rl.nets import TanhGaussian
+
+class Sampler(Protocol):
+    """An actor whose samples are decided by noise from outside."""
+
+    def fresh_noise(self, seen: Tensor) -> Tensor: ...
+    def __call__(self, seen: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass
 class Explorer:
     """Proposes raw actions (B, Ta, Da) for what the actor sees."""
 
-    actor: TanhGaussian
+    actor: Sampler
     hold: int = 1
     asked: int = 0  # decisions so far
     noise: Tensor = field(default_factory=lambda: torch.zeros(0))  # (B, Ta * Da)

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from policy_decorator.errors import UserError
 from policy_decorator.rl.stacked import StackedMLP
 
 
@@ -30,6 +31,18 @@ class NetConfig:
     """Smallest log standard deviation of the actor; tanh interpolates up to `log_std_max`."""
     log_std_max: float = 2.0
     """Largest log standard deviation of the actor."""
+    zero_init: bool = False
+    """The actor's last layer begins at zero: an untrained residual is zero (not in the paper; arXiv:2509.19301)."""
+    initial_std: float | None = None
+    """Standard deviation (before tanh) of an untrained actor: exactly with `zero_init`, else about. None: the middle
+    of its range on the log scale, exp((log_std_min + log_std_max) / 2)."""
+
+    def __post_init__(self) -> None:
+        low, high = math.exp(self.log_std_min), math.exp(self.log_std_max)
+        if self.initial_std is not None and not low < self.initial_std < high:
+            raise UserError(
+                f"initial_std must be between exp(log_std_min) and exp(log_std_max), {low:.3g} and {high:.3g}."
+            )
 
     @property
     def hidden_dtype(self) -> torch.dtype | None:
@@ -69,6 +82,17 @@ class TanhGaussian(nn.Module):
         self.standardize = Standardize(input_size)
         sizes = (input_size, *(cfg.width,) * cfg.depth, 2 * math.prod(chunk))
         self.net = StackedMLP(1, sizes, cfg.head_gain, hidden_dtype=cfg.hidden_dtype)
+        self._begin_at()
+
+    @torch.no_grad()
+    def _begin_at(self) -> None:
+        """The last layer as `zero_init` and `initial_std` want it."""
+        if self.cfg.zero_init:
+            self.net.head.weight.zero_()
+        if self.cfg.initial_std is not None:
+            low, high = self.cfg.log_std_min, self.cfg.log_std_max
+            place = 2 * (math.log(self.cfg.initial_std) - low) / (high - low) - 1  # in (-1, 1), as tanh answers
+            self.net.head.bias[..., math.prod(self.chunk_shape) :] = math.atanh(place)
 
     def _mean_and_log_std(self, seen: Tensor) -> tuple[Tensor, Tensor]:
         mean, x = self.net(self.standardize(seen))[0].chunk(2, dim=-1)  # (B, Ta * Da) each

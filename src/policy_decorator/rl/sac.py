@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from policy_decorator.rl.descent import descend, follow
+from policy_decorator.rl.ensemble import Value, combined, smallest
+from policy_decorator.rl.selection import Selection
 from policy_decorator.types import Composition, Transition
 
 
@@ -35,6 +37,10 @@ class SACConfig:
     """Whether the critic's target counts the entropy still to come; where rewards are sparse it can drown them."""
     max_grad_norm: float = 50.0
     """Gradient norm at which actor and critics are clipped."""
+    critic_subset: int | None = None
+    """Critics, drawn at every update, whose smallest the target believes (arXiv:2101.05982); None: all, the paper."""
+    actor_value: Value = "min"
+    """What the actor climbs: the smallest of the critics (the paper) or their mean (REDQ; RLPD, arXiv:2302.02948)."""
 
 
 @dataclass
@@ -46,11 +52,11 @@ class SAC:
     composition: Composition
     action_size: int  # Ta * Da
     cfg: SACConfig = field(default_factory=SACConfig)
+    selection: Selection | None = None  # where the target counts on the better of actor and base alone
     updates: int = 0
 
     def __post_init__(self) -> None:
         self.target = deepcopy(self.critic).requires_grad_(False)
-        self.follow = get_ema_multi_avg_fn(1 - self.cfg.tau)
         device = next(self.actor.parameters()).device
         self.log_temperature = torch.tensor(self.cfg.temperature, device=device).log().requires_grad_()
         self.critic_opt = torch.optim.Adam(self.critic.parameters(), self.cfg.lr, fused=True)
@@ -65,9 +71,11 @@ class SAC:
         """Eq. 5-6: regress on the soft value of the next decision; also returns Q (n_critics, B)."""
         with torch.no_grad():
             raw, log_prob = self.actor(self.composition.actor_input(b.next_obs, b.next_base))
+            if self.selection:
+                raw, log_prob = self.selection(self.target, b.next_obs, b.next_base, raw[None], log_prob[None])
             q = self.target(b.next_obs, self.composition.critic_action(b.next_base, raw))
             entropy = -log_prob if self.cfg.entropy_in_backup else torch.zeros_like(log_prob)
-            value = q.min(dim=0).values + self.temperature * entropy
+            value = smallest(q, self.cfg.critic_subset) + self.temperature * entropy
             goal = b.reward + self.cfg.gamma**b.decisions * (1 - b.terminated) * value
         q = self.critic(b.obs, self.composition.critic_action(b.base, b.raw))
         return ((q - goal) ** 2).mean(dim=1).sum(), q.detach()
@@ -76,7 +84,7 @@ class SAC:
         """Eq. 7; also returns the log-probabilities for the temperature."""
         raw, log_prob = self.actor(self.composition.actor_input(b.obs, b.base))
         self.critic.requires_grad_(False)  # the gradient passes through to the action and leaves none behind
-        q = self.critic(b.obs, self.composition.critic_action(b.base, raw)).min(dim=0).values
+        q = combined(self.critic(b.obs, self.composition.critic_action(b.base, raw)), self.cfg.actor_value)
         self.critic.requires_grad_(True)
         return (self.temperature * log_prob - q).mean(), log_prob.detach()
 
@@ -87,23 +95,13 @@ class SAC:
     def update(self, b: Transition) -> dict[str, Tensor]:
         """One gradient step of each loss."""
         critic_loss, q = self.critic_loss(b)
-        self._descend(self.critic_opt, critic_loss)
+        descend(self.critic_opt, critic_loss, self.cfg.max_grad_norm)
         metrics = {"loss/critic": critic_loss, "q/mean": q.mean(), "sac/temperature": self.temperature}
         self.updates += 1
         if self.updates % self.cfg.actor_every == 0:
             actor_loss, log_prob = self.actor_loss(b)
-            self._descend(self.actor_opt, actor_loss)
-            self._descend(self.temperature_opt, self.temperature_loss(log_prob))
+            descend(self.actor_opt, actor_loss, self.cfg.max_grad_norm)
+            descend(self.temperature_opt, self.temperature_loss(log_prob), self.cfg.max_grad_norm)
             metrics |= {"loss/actor": actor_loss, "sac/entropy": -log_prob.mean()}
-        with torch.no_grad():
-            self.follow(list(self.target.parameters()), list(self.critic.parameters()), None)
+        follow(self.target, self.critic, self.cfg.tau)
         return {name: value.detach() for name, value in metrics.items()}
-
-    def _descend(self, opt: torch.optim.Optimizer, loss: Tensor) -> None:
-        """Gradients of this optimiser's parameters only: the actor's step costs no critic gradients."""
-        params = opt.param_groups[0]["params"]
-        for p, grad in zip(params, torch.autograd.grad(loss, params), strict=True):
-            p.grad = grad.contiguous()  # fused Adam reads memory as it lies
-        # Differs from the released code: all Q functions are clipped together, being one batched network.
-        nn.utils.clip_grad_norm_(params, self.cfg.max_grad_norm)
-        opt.step()
