@@ -383,10 +383,11 @@ def test_help_explains(command: str, options: list[str]) -> None:
 
 
 def test_help_shows_the_defaults_of_the_preset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")  # no line is broken within a default
-    lines = pidec("refine", "--preset", "paper", "--task", "adroit/door", "--help").out
-    assert "(default: 3000000)" in lines
-    assert "(default: adroit/door)" in lines
+    monkeypatch.setenv("COLUMNS", "100")  # one column of options
+    shown = pidec("refine", "--preset", "paper", "--task", "adroit/door", "--help").out
+    words = " ".join(shown.replace("│", " ").split())  # defaults may be broken over two lines
+    assert "(default: 3000000)" in words
+    assert "(default: adroit/door)" in words
 
 
 @pytest.mark.parametrize("args", [(), ("-h",), ("--help",)])

@@ -100,6 +100,23 @@ def test_the_target_believes_the_smallest_of_a_subset_and_the_actor_climbs_the_m
     assert learner.actor_loss(b)[0].item() == pytest.approx((0.3 * log_prob - q).mean().item(), rel=1e-5)
 
 
+def test_the_residual_penalty_pulls_the_actor_to_the_base() -> None:
+    plain, b = _sac(SACConfig(temperature=0.3)), _batch()
+    held = copy.deepcopy(plain)
+    held.cfg = replace(held.cfg, residual_penalty=0.5)
+    losses = []
+    for learner in (plain, held):
+        torch.manual_seed(3)
+        losses.append(learner.actor_loss(b)[0].item())
+    torch.manual_seed(3)
+    raw, _ = plain.actor(b.obs)
+    assert losses[1] - losses[0] == pytest.approx(0.5 * (raw**2).sum().item() / len(raw), rel=1e-4)
+    for learner in (plain, held):
+        for _ in range(30):
+            learner.update(b)
+    assert held.actor.mode(b.obs).norm() < plain.actor.mode(b.obs).norm()
+
+
 @pytest.mark.parametrize("target_entropy", [-1.0, -0.25])
 def test_temperature_loss(target_entropy: float) -> None:
     learner = _sac(SACConfig(temperature=0.3, target_entropy=target_entropy))

@@ -35,6 +35,8 @@ class SACConfig:
     """Entropy aimed at, per action dimension, of the unscaled residual."""
     entropy_in_backup: bool = True
     """Whether the critic's target counts the entropy still to come; where rewards are sparse it can drown them."""
+    residual_penalty: float = 0.0
+    """Weight of the squared residual, summed over its dimensions, in the actor's loss (0 in the paper)."""
     max_grad_norm: float = 50.0
     """Gradient norm at which actor and critics are clipped."""
     critic_subset: int | None = None
@@ -86,7 +88,8 @@ class SAC:
         self.critic.requires_grad_(False)  # the gradient passes through to the action and leaves none behind
         q = combined(self.critic(b.obs, self.composition.critic_action(b.base, raw)), self.cfg.actor_value)
         self.critic.requires_grad_(True)
-        return (self.temperature * log_prob - q).mean(), log_prob.detach()
+        size = raw.flatten(1).square().sum(-1)
+        return (self.temperature * log_prob - q + self.cfg.residual_penalty * size).mean(), log_prob.detach()
 
     def temperature_loss(self, log_prob: Tensor) -> Tensor:
         """Eq. 18 on log alpha, as the released code."""
