@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("policy-decorator", "torch", "numpy", "scipy", "gymnasium", "mujoco", "metaworld", "scikit-learn")
-PACKAGES += ("gymnasium-robotics", "minari", "h5py", "safetensors", "tensorboard", "matplotlib")
+PACKAGES += ("gymnasium-robotics", "minari", "h5py", "safetensors", "tensorboard", "matplotlib", "stable-baselines3")
 
 
 def _git(*arguments: str) -> str | None:

@@ -28,6 +28,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "measure a policy; a refined one against its base on the same episodes"),
     "report": ("report", "write the report of a run again, or compare several runs in one picture"),
     "list": ("listing", "tasks, policies, methods or presets"),
+    "bench": ("bench", "measure the speed of learning on this machine, beside what one would use otherwise"),
     "demo": ("demo", "all of it in one command: an imperfect base policy, and its refinement"),
 }
 """name -> its module in this folder, and what it is for."""
