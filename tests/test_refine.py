@@ -286,6 +286,23 @@ def test_where_values_choose_the_best_critics_are_handed_over_with_the_best_resi
     assert refined.act(np.zeros(4, np.float32)).shape == (2,)
 
 
+@pytest.mark.parametrize("learner", ["sac", "td3"])
+def test_what_values_choose_is_the_same_once_saved_and_loaded(
+    learner: str, tmp_path: Path, make_config: MakeConfig, steady: nn.Module
+) -> None:
+    config = make_config(total_steps=400)
+    nets = replace(config.learn.nets, critics=4, zero_init=True)
+    learn = replace(config.learn, learner=learner, select_by_value="acting+target", select_samples=2, nets=nets)
+    folder = _folder(tmp_path / "run", replace(config, learn=learn))
+    _, comparison = refine(replace(config, learn=learn), steady, folder)  # pyright: ignore[reportArgumentType]
+    again = Refined.load(tmp_path / "run", policy=steady)
+    env = make_vector(TASKS["toy/reach"], 4, device=torch.device("cpu"))
+    episodes = run_episodes(env, again.policy, config.test_episodes, TEST)
+    assert episodes.success.tolist() == comparison.refined.episodes.success.tolist()
+    assert episodes.env_steps.tolist() == comparison.refined.episodes.env_steps.tolist()
+    assert {line["train/residual_share"] < 1 for line in folder.metrics() if "train/residual_share" in line} == {True}
+
+
 @pytest.mark.parametrize("task", ["toy/reach", "toy/reach-gym"])
 def test_the_time_limit_can_be_set(task: str, make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(task, max_steps=5, total_steps=100)

@@ -89,7 +89,7 @@ def test_the_target_believes_the_smallest_of_a_subset_and_the_actor_climbs_the_m
     loss, _ = learner.critic_loss(b)
     torch.manual_seed(5)
     learner.actor.fresh_noise(b.next_obs)  # pyright: ignore[reportCallIssue]
-    drawn = torch.randperm(5)[:2]
+    drawn = torch.rand(5).argsort()[:2]
     value = learner.target(b.next_obs, _scored("sum", b.next_base, raw))[drawn].min(dim=0).values - 0.3 * log_prob
     goal = b.reward + 0.9**b.decisions * (1 - b.terminated) * value
     current = learner.critic(b.obs, _scored("sum", b.base, b.raw))

@@ -50,11 +50,11 @@ class Config:
     nets: NetConfig = field(default_factory=NetConfig)
     """Sizes of the residual and its critics."""
     learner: Literal["sac", "td3"] = "sac"
-    """How they learn; td3 shares the settings of `sac` that are not about entropy (not in the paper)."""
+    """How they learn (td3 is not in the paper)."""
     sac: SACConfig = field(default_factory=SACConfig)
-    """The settings of it."""
+    """Settings of sac; td3 shares those that are not about entropy."""
     td3: TD3Config = field(default_factory=TD3Config)
-    """The noise of td3."""
+    """Settings of td3 alone."""
     select_by_value: Literal["never", "training", "evaluation", "acting", "acting+target"] = "never"
     """Where the residual speaks only if the critics prefer that to the base alone (arXiv:2311.02198, 2507.07986)."""
     select_samples: int = 1

@@ -11,7 +11,7 @@ Value = Literal["min", "mean"]
 def smallest(q: Tensor, subset: int | None = None) -> Tensor:
     """The smallest of all, or of `subset` of them drawn at this call (REDQ, arXiv:2101.05982)."""
     if subset is not None:
-        q = q[torch.randperm(len(q), device=q.device)[:subset]]
+        q = q[torch.rand(len(q), device=q.device).argsort()[:subset]]  # without a word to the host
     return q.min(dim=0).values
 
 
