@@ -91,9 +91,8 @@ class Growing:
             "replay": self._replay,
         }[q.what]
         size, call = make(q.size)
-        fixed: Mapping[What, int] = {"base parameters": self.cfg.envs, "replay": self.cfg.batch_size}
-        counts = fixed.get(q.what, size)
-        return size, timed(call, q.seconds, self.device), counts
+        fixed = {"base parameters": self.cfg.envs, "replay": self.cfg.batch_size}
+        return size, timed(call, q.seconds, self.device), fixed.get(q.what) or size
 
     def _environments(self, n: int) -> tuple[int, Callable[[], object]]:
         obs, action = self.sizes
