@@ -39,7 +39,7 @@ def _td3(cfg: SACConfig | None = None, dtype: torch.dtype = torch.float32, criti
 
 @pytest.mark.parametrize(("subset", "how"), [(None, "min"), (2, "mean")])
 def test_losses_by_hand(subset: int | None, how: str) -> None:
-    cfg = SACConfig(gamma=0.9, critic_subset=subset, actor_value=how)  # pyright: ignore[reportArgumentType]
+    cfg = SACConfig(gamma=0.9, critic_subset=subset, actor_value=how, residual_penalty=0.7)  # pyright: ignore[reportArgumentType]
     learner, b = _td3(cfg, critics=4), _batch()
     torch.manual_seed(5)
     loss, q = learner.critic_loss(b)
@@ -61,8 +61,9 @@ def test_losses_by_hand(subset: int | None, how: str) -> None:
     torch.testing.assert_close(q, current)
     assert not q.requires_grad
 
-    q = learner.critic(b.obs, b.base + 0.4 * learner.actor.mode(b.obs))
-    wanted = q.min(dim=0).values if how == "min" else q.mean(dim=0)
+    raw = learner.actor.mode(b.obs)
+    q = learner.critic(b.obs, b.base + 0.4 * raw)
+    wanted = (q.min(dim=0).values if how == "min" else q.mean(dim=0)) - 0.7 * raw.square().sum(dim=(1, 2))
     assert learner.actor_loss(b).item() == pytest.approx(-wanted.mean().item(), rel=1e-5)
 
 

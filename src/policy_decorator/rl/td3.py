@@ -88,12 +88,13 @@ class TD3:
         return ((q - goal) ** 2).mean(dim=1).sum(), q.detach()
 
     def actor_loss(self, b: Transition) -> Tensor:
-        """Minus the value of what the actor would do."""
+        """Minus the value of what the actor would do, and the penalty on its size."""
         raw = self.actor.mode(self.composition.actor_input(b.obs, b.base))
         self.critic.requires_grad_(False)  # the gradient passes through to the action and leaves none behind
         q = combined(self.critic(b.obs, self.composition.critic_action(b.base, raw)), self.cfg.actor_value)
         self.critic.requires_grad_(True)
-        return -q.mean()
+        size = raw.flatten(1).square().sum(-1)
+        return (self.cfg.residual_penalty * size - q).mean()
 
     def update(self, b: Transition) -> dict[str, Tensor]:
         """One gradient step of each loss."""
