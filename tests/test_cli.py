@@ -81,7 +81,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     told = {"demos": pidec("demos", TASK, "--out", demos, "--episodes", "20", "--noise", "0.2", "--json").value}
     training = words("--steps 240 --eval-every 80 --eval-episodes 8 --lr 3e-3 --workers 0 --json")
     told["imitate"] = pidec("imitate", "mlp", "--demos", demos, "--out", base, *NET, *training).value
-    own = ["--bound", "0.3", "--demo-share", "0.25", "--json"]
+    own = ["--bound", "0.3", "--demo-share", "0.25", "--overlap", "--json"]
     told["refine"] = pidec("refine", "--policy", base, "--demos", demos, "--out", run, *SHORT, *own).value
     return Made(demos, base, run, told)
 
@@ -121,6 +121,7 @@ def test_refine_takes_flat_options_and_the_rest_from_the_preset(made: Made) -> N
     assert (config.learn.bound, config.learn.horizon, config.learn.demo_share) == (0.3, 100, 0.25)
     assert (config.learn.nets.width, config.learn.sac.batch_size) == (16, 32)
     assert (config.train.total_steps, config.eval_episodes, config.policy) == (400, 8, str(made.base))
+    assert config.train.overlap
     assert config.task == TASK  # from policy.json
     assert (config.envs, config.learn.sac.gamma) == (quick.envs, quick.learn.sac.gamma)
 
@@ -302,6 +303,7 @@ REFUSED = [
     ("refine --policy {base} --envs 0", "--envs must be at least 1"),
     ("refine --policy {base} --gamma 1.5", "--gamma must be in [0, 1]"),
     ("refine --policy {base} --lr nan", "--lr must be above 0"),
+    ("refine --policy {base} --device cpu --cuda-graphs on", "CUDA graphs need a CUDA device"),
     ("refine --resume", "--out RUN --resume"),
     ("refine --resume --out {base}", "not a run folder"),
     ("refine --resume --out {run} --overwrite --preset paper", "leave out --overwrite, --preset"),

@@ -18,7 +18,7 @@ SOURCE = ROOT / "src" / "policy_decorator"
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
 
 LONGEST = 300
-LONG_FILES: dict[str, str] = {"refine.py": "one run from its first check to its summary; `demonstrate` may move out"}
+LONG_FILES: dict[str, str] = {"refine.py": "one run from its first check to its summary"}
 """Path below src/policy_decorator -> why it may have more lines than LONGEST."""
 
 NEWCOMERS_PATH = ("types.py", "decorator.py", "rollout.py", "rl/sac.py", "train.py")

@@ -22,7 +22,7 @@ from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError
 from policy_decorator.evaluation import EPISODES_PER_SEED, TEST, TRAINING, VALIDATION, run_episodes
 from policy_decorator.progress import Silent
-from policy_decorator.refine import RefineConfig, Refinement, refine
+from policy_decorator.refine import RefineConfig, Refinement, refine, uses_cuda_graphs
 from policy_decorator.refined import Refined
 from policy_decorator.runlog import RunFolder
 from policy_decorator.statistics import paired_gain, wilson
@@ -168,6 +168,22 @@ def test_a_base_that_never_succeeds_is_refused_unless_forced(make_config: MakeCo
 def test_unknown_names_are_refused_with_the_nearest(field: str, value: str, make_config: MakeConfig) -> None:
     with pytest.raises(UserError, match="Did you mean"):
         refine(replace(make_config(), **{field: value}), BiasedController())
+
+
+@pytest.mark.parametrize(
+    ("device", "cuda_graphs", "used"),
+    [
+        ("cuda", "auto", True),
+        ("cuda:1", "on", True),
+        ("cuda", "off", False),
+        ("cpu", "auto", False),
+        ("cpu", "off", False),
+    ],
+)
+def test_cuda_graphs_are_for_cuda_devices(device: str, cuda_graphs: str, used: bool, make_config: MakeConfig) -> None:
+    assert uses_cuda_graphs(make_config(device=device, cuda_graphs=cuda_graphs)) == used
+    with pytest.raises(UserError, match="need a CUDA device"):
+        refine(make_config(device="cpu", cuda_graphs="on"), BiasedController())
 
 
 # ---- the outcome ----------------------------------------------------------------------------------------------

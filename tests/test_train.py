@@ -20,7 +20,7 @@ from policy_decorator.rl.replay import NStep, Replay
 from policy_decorator.rl.sac import SACConfig
 from policy_decorator.rollout import Collector
 from policy_decorator.snapshot import capture
-from policy_decorator.train import TrainConfig, crosses, train
+from policy_decorator.train import TrainConfig, train
 from policy_decorator.types import BasePolicy, Step, Transition, VectorEnv
 
 
@@ -59,13 +59,6 @@ def _idle_run(n: int = 4, n_step: int = 1) -> tuple[Run, Idle]:
 
 
 # ---- rhythm ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("every", [1, 7, 64])
-def test_crosses(every: int) -> None:
-    for before in range(0, 140, 3):
-        for now in range(before, before + 70, 5):
-            assert crosses(before, now, every) == any(k % every == 0 for k in range(before + 1, now + 1))
 
 
 @pytest.mark.parametrize(

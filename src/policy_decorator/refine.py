@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from policy_decorator import machine, snapshot
 from policy_decorator.base_policies.checkpoint import parameter_hash
 from policy_decorator.decorator import DecoratedPolicy
+from policy_decorator.demonstrate import demonstrate
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.envs import get_task
 from policy_decorator.envs.vector import make_vector
@@ -33,7 +34,6 @@ from policy_decorator.evaluation import (
 from policy_decorator.methods import METHODS, Problem, policy_decorator
 from policy_decorator.progress import Display, Silent
 from policy_decorator.refined import Refined
-from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.runlog import RunFolder
 from policy_decorator.statistics import paired_gain, wilson
 from policy_decorator.train import TrainConfig, train
@@ -73,6 +73,8 @@ class RefineConfig:
     """Let the CPU do the same arithmetic in less time (see `machine`)."""
     device: str = "auto"
     """Of the learner, the replay and the base: cpu, cuda, or auto."""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """Whether updates are recorded as CUDA graphs and replayed; auto: where the learner is on a CUDA device."""
     replay_capacity: int | None = None
     """Decisions kept for learning; None keeps all, as in the released code."""
     max_steps: int | None = None
@@ -82,6 +84,14 @@ class RefineConfig:
 def device_of(cfg: RefineConfig) -> torch.device:
     """`cfg.device`, "auto" being CUDA where there is any."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
+
+
+def uses_cuda_graphs(cfg: RefineConfig) -> bool:
+    """`cfg.cuda_graphs`, "auto" being on where the learner is on a CUDA device. UserError where it cannot be on."""
+    cuda = device_of(cfg).type == "cuda"
+    if cfg.cuda_graphs == "on" and not cuda:
+        raise UserError(f"CUDA graphs need a CUDA device, and this run's is {device_of(cfg)}: leave out cuda_graphs.")
+    return cuda and cfg.cuda_graphs != "off"
 
 
 class Refinement:
@@ -98,7 +108,7 @@ class Refinement:
         self.cfg, self.base, self.folder, self.display = cfg, base, folder, display or Silent()
         method, task = lookup("method", cfg.method, METHODS), get_task(cfg.task)
         self.task = dataclasses.replace(task, max_steps=cfg.max_steps or task.max_steps)
-        self.device = device_of(cfg)
+        self.device, self.cuda_graphs = device_of(cfg), uses_cuda_graphs(cfg)
         self.chunk = int(getattr(base, "chunk", 1))
         self.hash_before = _hash(base)
         self.demo_base_queries = 0
@@ -137,6 +147,7 @@ class Refinement:
             warmup_steps=self.cfg.train.warmup_steps,
             seed=TRAINING + self.cfg.seed * EPISODES_PER_SEED,
             device=self.device,
+            cuda_graphs=self.cuda_graphs,
             obs_statistics=statistics,
             demonstrated=demonstrated,
         )
@@ -289,31 +300,6 @@ class Refinement:
     def close(self) -> None:
         self.eval_env.close()
         self.run.collector.env.close()
-
-
-def demonstrate(demos: Demonstrations, base: BasePolicy, device: torch.device) -> Demonstrated:
-    """The demonstrations, each up to its first success, with what the base would have done in them.
-
-    Raises:
-        UserError: the base answers with action chunks.
-    """
-    obs, actions, bases, success, lengths = [], [], [], [], []
-    for (o, a), start in zip(demos.split(), demos.starts, strict=True):
-        reached = np.flatnonzero(demos.success[start : start + len(o)])
-        n = int(reached[0]) + 1 if len(reached) else len(o)
-        frames = torch.from_numpy(o[:n]).to(device)  # (n, Do)
-        rows = torch.arange(n)[:, None] + torch.arange(1 - base.context, 1)  # (n, To)
-        with torch.random.fork_rng(), torch.no_grad():
-            answer = base.act(frames[rows.clamp(min=0)])  # (n, Ta, Da)
-        if answer.shape[1] != 1:
-            raise UserError("demo_share needs a base policy that answers with single actions, not with chunks.")
-        obs.append(frames)
-        actions.append(torch.from_numpy(a[:n]).to(device)[:, None])
-        bases.append(answer)
-        success.append(torch.from_numpy(demos.success[start : start + n]).to(device))
-        lengths.append(n)
-    rows = torch.cat(obs), torch.cat(actions), torch.cat(bases), torch.cat(success)
-    return Demonstrated(*rows, torch.tensor(lengths, device=device))
 
 
 def _hash(base: BasePolicy) -> str | None:

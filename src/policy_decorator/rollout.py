@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from policy_decorator.stepping import send
 from policy_decorator.types import BasePolicy, Composition, Gate, Step, Transition, VectorEnv
 
 
@@ -13,9 +14,9 @@ from policy_decorator.types import BasePolicy, Composition, Gate, Step, Transiti
 class Collector:
     """Steps the environments with base policy + actor and returns what happened.
 
-    The base policy is asked once per decision: its answer for the next observation is stored in the
-    transition and then executed at the next decision. Only an episode that runs out of time asks once
-    more, because it has two next observations: the one to bootstrap from and the one to go on with.
+    The base policy is asked once per decision: its answer for the next observation is stored in the transition and
+    then executed at the next decision. Only an episode that runs out of time asks once more, because it has two next
+    observations: the one to bootstrap from and the one to go on with.
     """
 
     env: VectorEnv
@@ -36,28 +37,33 @@ class Collector:
         self.base_queries += len(window)
         return self.base.act(window)
 
-    @torch.no_grad()
     def decide(self, propose: Callable[[Tensor], Tensor]) -> tuple[Transition, Step]:
         """`propose` maps what the actor sees to raw actions: the actor, or noise during warm-up."""
+        return self.begin(propose)()
+
+    @torch.no_grad()
+    def begin(self, propose: Callable[[Tensor], Tensor]) -> Callable[[], tuple[Transition, Step]]:
+        """Send the environments off; calling what is returned waits for them and finishes the decision."""
         obs, base = self.window[:, -1], self.action
         open_ = self.gate(self.step, self.episode_step)[:, None, None]
         raw = propose(self.composition.actor_input(obs, base)).view_as(base)
         raw = torch.where(open_, raw, self.composition.idle(base))
+        answer = send(self.env, self.composition.execute(base, raw))
+        return lambda: self._finish(obs, raw, base, answer())
 
-        out = self.env.step(self.composition.execute(base, raw))
+    @torch.no_grad()
+    def _finish(self, obs: Tensor, raw: Tensor, base: Tensor, out: Step) -> tuple[Transition, Step]:
+        facts = torch.stack([out.success, out.terminated, out.done])
+        success, terminated, done = facts.to(obs.device, non_blocking=True)
         # Behind a termination there is no value to bootstrap: the row's one question is about its new episode.
-        terminated, timed_out = out.terminated, out.done & ~out.terminated
-        next_base = self._ask(torch.where(terminated[:, None, None], out.window, out.final_window))
-        self.action = next_base
-        if timed_out.any():
-            self.action = next_base.clone()
-            self.action[timed_out] = self._ask(out.window[timed_out])
+        self.action = next_base = self._ask(torch.where(terminated[:, None, None], out.window, out.final_window))
+        if len(timed_out := (out.done & ~out.terminated).nonzero()[:, 0].to(obs.device, non_blocking=True)):
+            self.action = next_base.index_copy(0, timed_out, self._ask(out.window[timed_out]))
         self.window = out.window
-        self.episode_step = torch.where(out.done, 0, self.episode_step + 1)
+        self.episode_step = torch.where(done, 0, self.episode_step + 1)
         self.step += int(out.env_steps.sum())
         self.decisions += len(base)
         self.episodes += int(out.done.sum())
-        reward = out.success.float() + self.reward_shift
-        ends = terminated.float()  # a time-out is no end: the value behind it is bootstrapped
+        reward, ends = success.float() + self.reward_shift, terminated.float()  # behind a time-out there is a value
         last, ones = out.final_window[:, -1], torch.ones_like(reward)
         return Transition(obs, raw, base, reward, ends, ones, last, next_base), out

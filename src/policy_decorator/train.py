@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from policy_decorator.methods.problem import Run
+from policy_decorator.rhythm import crosses, due
+from policy_decorator.rl.exploration import uniform_like
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class TrainConfig:
     """Environment steps between two rounds of updates."""
     updates_per_step: float = 0.25
     """Gradient steps per environment step."""
+    overlap: bool = False
+    """Make the updates of a round while the environments take the steps of the next one."""
     log_every: int = 1_000
     """Environment steps between two lines of metrics."""
     eval_every: int = 50_000
@@ -37,33 +40,25 @@ def train(
     save: Callable[[], None],
 ) -> None:
     """Collect, update, log, evaluate and save, until `total_steps` environment steps are done."""
-    collector, learner = run.collector, run.learner
+    collector = run.collector
     while collector.step < cfg.total_steps:
         before = collector.step
-        propose = run.explorer if before >= cfg.warmup_steps else _uniform_like(collector.action)
+        propose = run.explorer if before >= cfg.warmup_steps else uniform_like(collector.action)
         while collector.step < min(before + cfg.steps_per_round, cfg.total_steps):
-            transition, step = collector.decide(propose)
+            finish = collector.begin(propose)
+            if cfg.overlap:  # while the environments step: the updates of the last round, spread over this one
+                most = collector.step + collector.action[..., 0].numel()  # steps after this decision
+                run.learn(due(min(most - cfg.steps_per_round, before), cfg.warmup_steps, cfg.updates_per_step))
+            transition, step = finish()
             run.monitor.observe(transition, step)
             complete = run.nstep.push(transition, step.done)
             if complete is not None:
                 run.replay.add(complete)
-
-        owed = int(max(collector.step - cfg.warmup_steps, 0) * cfg.updates_per_step) - learner.updates
-        for _ in range(owed if run.replay.size else 0):  # the first n-step returns take n decisions
-            run.monitor.learning |= learner.update(run.data.sample(learner.cfg.batch_size))
-
+        if not cfg.overlap or collector.step >= cfg.total_steps:
+            run.learn(due(collector.step, cfg.warmup_steps, cfg.updates_per_step))
         if crosses(before, collector.step, cfg.log_every):
             log(run.monitor.learning)
         if crosses(before, collector.step, cfg.eval_every) or collector.step >= cfg.total_steps:
             evaluate()
         if crosses(before, collector.step, cfg.save_every) or collector.step >= cfg.total_steps:
             save()
-
-
-def crosses(before: int, now: int, every: int) -> bool:
-    """Whether a multiple of `every` lies in (before, now]."""
-    return now // every > before // every
-
-
-def _uniform_like(action: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda seen: torch.rand_like(action) * 2 - 1

@@ -25,7 +25,7 @@ class Transition(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What B environments answer; those that are done have already been reset."""
+    """What B environments answer; those that are done have already been reset. All but the windows is on the CPU."""
 
     window: Tensor  # (B, To, Do) to decide on next
     final_window: Tensor  # (B, To, Do) before any reset: to bootstrap from

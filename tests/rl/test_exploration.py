@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from policy_decorator.rl.exploration import Explorer
+from policy_decorator.rl.exploration import Explorer, uniform_like
 from policy_decorator.rl.nets import NetConfig, TanhGaussian
 
 
@@ -34,3 +34,12 @@ def test_without_holding_it_is_the_actors_own_sample() -> None:
         torch.manual_seed(seed)
         assert torch.equal(raw, actor(seen)[0])
     assert raw.shape == (5, 2, 2)
+
+
+def test_the_warm_ups_noise_is_uniform_and_of_the_actions_shape() -> None:
+    action = torch.full((4000, 2, 3), 7.0)
+    raw = uniform_like(action)(torch.zeros(4000, 5))
+    assert raw.shape == action.shape
+    assert -1 <= raw.min() < -0.99
+    assert 0.99 < raw.max() <= 1
+    assert abs(raw.mean().item()) < 0.02

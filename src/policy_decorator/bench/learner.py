@@ -12,6 +12,7 @@ from policy_decorator.bench.config import BOUND, BenchConfig, Precision, device_
 from policy_decorator.bench.eager import EagerSAC
 from policy_decorator.bench.limit import product_rate, wait
 from policy_decorator.decorator import Residual
+from policy_decorator.rl.captured import WARM_UP, Captured
 from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
 from policy_decorator.rl.replay import Replay
 from policy_decorator.rl.sac import SAC, SACConfig
@@ -78,7 +79,7 @@ class OurLearner:
         self.replay = full_replay(cfg.replay, *self.sizes, self.device)
         self.batches = cycle([self.replay.sample(cfg.batch_size) for _ in range(BATCHES)])
         self.learners = {name: self._learner(name) for name in cfg.precisions}
-        self.graphs: dict[str, Callable[[], None]] = {}
+        self.captured: dict[str, Captured] = {}
 
     def _learner(self, precision: Precision) -> SAC:
         learn = learn_of(self.cfg, precision)
@@ -96,9 +97,11 @@ class OurLearner:
             case "sample":
                 return timed(lambda: self.replay.sample(cfg.batch_size), q.seconds, self.device)
             case "captured":
-                if q.name not in self.graphs:
-                    self.graphs[q.name] = capture(self._learner(q.name), next(self.batches))  # pyright: ignore[reportArgumentType]
-                return timed(self.graphs[q.name], q.seconds, self.device)
+                if q.name not in self.captured:
+                    self.captured[q.name] = Captured(self._learner(q.name))  # pyright: ignore[reportArgumentType]
+                    for _ in range(WARM_UP + 1):
+                        self.captured[q.name](next(self.batches))
+                return timed(lambda: self.captured[q.name](next(self.batches)), q.seconds, self.device)
             case "update":
                 learner = self.learners[q.name]  # pyright: ignore[reportArgumentType]
                 return timed(lambda: learner.update(next(self.batches)), q.seconds, self.device)
@@ -107,23 +110,6 @@ class OurLearner:
         """Of one transition in the replay."""
         assert self.replay.data is not None
         return {name: x[0].numel() * x.element_size() for name, x in self.replay.data._asdict().items()}
-
-
-def capture(learner: SAC, batch: Transition) -> Callable[[], None]:
-    """One update on `batch` as a CUDA graph to be replayed, which costs no launches; training does not do this."""
-    for opt in (learner.critic_opt, learner.actor_opt, learner.temperature_opt):
-        for group in opt.param_groups:
-            group["capturable"] = True
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            learner.update(batch)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        learner.update(batch)
-    return graph.replay
 
 
 class EagerLearner:

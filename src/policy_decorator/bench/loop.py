@@ -73,6 +73,7 @@ class OurLoop:
             capacity=cfg.replay,
             warmup_steps=WARMUP_STEPS,
             device=device,
+            cuda_graphs=device.type == "cuda",
         )
         self.run = METHODS["policy-decorator"].build(learn, problem)
         overlap = {"overlap": True} if how.overlap else {}

@@ -40,8 +40,7 @@ class SyntheticVector:
     def __init__(self, n: int, obs: int, *, max_steps: int = MAX_STEPS, device: str | torch.device = "cpu") -> None:
         self.table = torch.randn(64, n, 1, obs, generator=torch.Generator().manual_seed(0)).to(device)
         self.max_steps, self.t = max_steps, torch.zeros((), dtype=torch.long)
-        self.no = torch.zeros(n, dtype=torch.bool, device=device)
-        self.ones = torch.ones(n, dtype=torch.long, device=device)
+        self.no, self.ones = torch.zeros(n, dtype=torch.bool), torch.ones(n, dtype=torch.long)
 
     def reset(self, seed: int) -> Tensor:
         self.t = torch.zeros((), dtype=torch.long)

@@ -100,7 +100,7 @@ def _updates(value: dict[str, Any]) -> Table:
     title = f"One update: observation {sizes['obs']}, action {sizes['action']}, {nets}, {value['device']}"
     table = _table(title, "", "threads", "update ms", "best", "sample ms", "updates/s")
     for row in value["updates"]:
-        name = f"ours, {row['precision']}" + (" (captured; not used by training)" if row["captured"] else "")
+        name = f"ours, {row['precision']}" + (" (CUDA graphs)" if row["captured"] else "")
         rest = f"{row['sample_ms']:.2f}", f"{row['updates_per_s']:.1f}"
         table.add_row(name, str(row["threads"]), f"{row['update_ms']:.2f}", f"{row['update_ms_best']:.2f}", *rest)
     for row in value["eager"]:

@@ -11,11 +11,12 @@ from policy_decorator.envs.task import Expert, Task
 from policy_decorator.types import Step
 
 SPEED, RADIUS, MAX_STEPS = 0.2, 0.06, 25
+PHASES = torch.tensor([0.7548, 0.5698, 0.8191, 0.6711])
 
 
 def _layout(seeds: Tensor) -> tuple[Tensor, Tensor]:
     """Start and goal (B, 2) in [-1, 1] as a fixed irregular function of the episode's seed (B,)."""
-    phase = seeds.double()[:, None] * torch.tensor([0.7548, 0.5698, 0.8191, 0.6711], device=seeds.device)
+    phase = seeds.double()[:, None] * PHASES.to(seeds.device, non_blocking=True)
     x = (torch.sin(phase * 12.9898 + 1.0) * 43758.5453) % 1.0  # (B, 4) in [0, 1)
     return (2 * x[:, :2] - 1).float(), (2 * x[:, 2:] - 1).float()
 
@@ -28,7 +29,7 @@ class Reach:
 
     def reset(self, seed: int) -> Tensor:
         self.seeds = seed + torch.arange(self.n, device=self.device)
-        self.next_seed = torch.tensor(seed + self.n, device=self.device)
+        self.next_seed = self.seeds[-1] + 1
         self.pos, self.goal = _layout(self.seeds)
         self.t = torch.zeros(self.n, dtype=torch.long, device=self.device)
         return self._window()
@@ -38,14 +39,15 @@ class Reach:
         self.t = self.t + 1
         success = (self.pos - self.goal).norm(dim=-1) < RADIUS
         done = success | (self.t >= self.max_steps)
-        final, episode = self._window(), self.seeds
+        final, facts = self._window(), torch.stack([success, done, self.seeds]).cpu()
         self.seeds = torch.where(done, self.next_seed + done.cumsum(0) - 1, self.seeds)
         self.next_seed = self.next_seed + done.sum()
         pos, goal = _layout(self.seeds)
         self.pos = torch.where(done[:, None], pos, self.pos)
         self.goal = torch.where(done[:, None], goal, self.goal)
         self.t = torch.where(done, 0, self.t)
-        return Step(self._window(), final, success, success, done, torch.ones_like(self.t), episode)
+        success, done = facts[:2].bool()
+        return Step(self._window(), final, success, success, done, torch.ones_like(facts[2]), facts[2])
 
     def state(self) -> dict[str, Tensor]:
         return {name: getattr(self, name).clone() for name in ("seeds", "next_seed", "pos", "goal", "t")}

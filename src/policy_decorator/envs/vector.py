@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from policy_decorator.envs.task import Task
-from policy_decorator.envs.workers import Workers, in_process
+from policy_decorator.envs.workers import Here, Workers
 from policy_decorator.types import Step, VectorEnv
 
 
@@ -74,7 +74,7 @@ class SimulatorVector:
     ) -> None:
         self.n, self.device = n, torch.device(device)
         makers = [partial(_make, task, context, chunk)] * n
-        self.envs = Workers(makers, workers) if workers else in_process(makers)
+        self.envs = Workers(makers, workers) if workers else Here(makers)
         self.seeds = np.arange(n)
         self.next_seed = n
         self.executed: list[list[np.ndarray]] = [[] for _ in range(n)]  # chunks since reset, to bring an episode back
@@ -84,6 +84,11 @@ class SimulatorVector:
         return self._tensor(self._start(np.ones(self.n, dtype=bool)))
 
     def step(self, action: Tensor) -> Step:
+        self.send(action)
+        return self.receive()
+
+    def send(self, action: Tensor) -> None:
+        """Begin a step: simulators in processes of their own take it while this one does something else."""
         chunk = action.detach().to("cpu", torch.float32, copy=True).numpy()  # kept: see `executed`
         if not np.isfinite(chunk).all():
             raise FloatingPointError(
@@ -91,18 +96,21 @@ class SimulatorVector:
             )
         for done_so_far, a in zip(self.executed, chunk, strict=True):
             done_so_far.append(a)
-        window, _, terminated, truncated, info = self.envs.step(chunk)
-        done, episode, final = terminated | truncated, self.seeds.copy(), window
-        if done.any():
-            window = self._start(done)
+        self.envs.send(chunk)
+
+    def receive(self) -> Step:
+        """The other half: wait for the answer, and begin new episodes where old ones have ended."""
+        window, _, terminated, truncated, info = self.envs.receive()
+        done, episode = terminated | truncated, torch.from_numpy(self.seeds.copy())
+        final_window = self._tensor(window)
         return Step(
-            window=self._tensor(window),
-            final_window=self._tensor(final),
-            success=self._tensor(info["success"]).bool(),
-            terminated=self._tensor(terminated),
-            done=self._tensor(done),
-            env_steps=self._tensor(info["env_steps"]),
-            episode=self._tensor(episode),
+            window=self._tensor(self._start(done)) if done.any() else final_window,
+            final_window=final_window,
+            success=torch.from_numpy(info["success"]).bool(),
+            terminated=torch.from_numpy(terminated),
+            done=torch.from_numpy(done),
+            env_steps=torch.from_numpy(info["env_steps"]),
+            episode=episode,
         )
 
     def _start(
@@ -124,16 +132,16 @@ class SimulatorVector:
         return {"seeds": torch.from_numpy(self.seeds.copy()), "next_seed": torch.tensor(self.next_seed), **chunks}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        self.seeds, self.next_seed = state["seeds"].numpy().copy(), int(state["next_seed"])
+        self.seeds, self.next_seed = state["seeds"].cpu().numpy().copy(), int(state["next_seed"])
         chunks = [state.get(f"executed_{i}") for i in range(self.n)]
-        replay = {int(s): () if c is None else c.numpy() for s, c in zip(self.seeds, chunks, strict=True)}
+        replay = {int(s): () if c is None else c.cpu().numpy() for s, c in zip(self.seeds, chunks, strict=True)}
         self._start(np.ones(self.n, dtype=bool), replay)
 
     def close(self) -> None:
         self.envs.close()
 
     def _tensor(self, x: np.ndarray) -> Tensor:
-        return torch.as_tensor(x, device=self.device)
+        return torch.from_numpy(x).to(self.device, non_blocking=True)
 
 
 def _make(task: Task, context: int, chunk: int) -> DecisionEnv:

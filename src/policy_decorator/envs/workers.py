@@ -22,8 +22,26 @@ def in_process(makers: Sequence[MakeEnv]) -> SyncVectorEnv:
     return SyncVectorEnv(list(makers), autoreset_mode=AutoresetMode.DISABLED)
 
 
+Answer = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
+"""What `step` of Gymnasium's vector environments returns."""
+
+
+class Here:
+    """Environments of this process with `step` in two halves, the first of which does it all."""
+
+    def __init__(self, makers: Sequence[MakeEnv]) -> None:
+        self.envs = in_process(makers)
+        self.reset, self.close = self.envs.reset, self.envs.close
+
+    def send(self, actions: np.ndarray) -> None:
+        self.answer = self.envs.step(actions)
+
+    def receive(self) -> Answer:
+        return self.answer
+
+
 class Workers:
-    """`SyncVectorEnv`s in processes, with the same `reset`, `step` and `close` over all of them."""
+    """`SyncVectorEnv`s in processes, with the same methods over all of them."""
 
     def __init__(self, makers: Sequence[MakeEnv], processes: int) -> None:
         context = multiprocessing.get_context("spawn")  # forking a process that runs torch's threads may hang it
@@ -46,9 +64,11 @@ class Workers:
             pipe.send(("reset", [seed[i] for i in rows], {**options, "reset_mask": mask[rows]}))
         return np.concatenate([_answer(pipe) for pipe in self.pipes]), {}
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    def send(self, actions: np.ndarray) -> None:
         for pipe, rows in zip(self.pipes, self.rows, strict=True):
             pipe.send(("step", actions[rows]))
+
+    def receive(self) -> Answer:
         answers = [_answer(pipe) for pipe in self.pipes]
         obs, reward, terminated, truncated = (np.concatenate([a[i] for a in answers]) for i in range(4))
         info = {name: np.concatenate([a[4][name] for a in answers]) for name in answers[0][4]}

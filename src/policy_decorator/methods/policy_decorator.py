@@ -7,6 +7,7 @@ from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, 
 from policy_decorator.errors import UserError
 from policy_decorator.methods.problem import Learner, Problem, Run
 from policy_decorator.rl.auto import MeasuredExploration, bound_of
+from policy_decorator.rl.captured import Captured
 from policy_decorator.rl.demonstrations import Mixed, Share, as_source, transitions
 from policy_decorator.rl.exploration import Explorer
 from policy_decorator.rl.monitor import Monitor
@@ -98,6 +99,7 @@ def build(cfg: Config, p: Problem) -> Run:
         data=_data(cfg, p, replay, collector, bound),
         monitor=monitor,
         policy=policy,
+        captured=Captured(learner) if p.cuda_graphs else None,
     )
 
 

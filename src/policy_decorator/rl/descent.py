@@ -5,6 +5,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
+def penalised(loss: Tensor, raw: Tensor, weight: float) -> Tensor:
+    """loss (B,) + weight * |raw|^2 per row; without a weight nothing is computed."""
+    return loss + weight * raw.flatten(1).square().sum(-1) if weight else loss
+
+
 def descend(opt: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float) -> None:
     """Gradients of this optimiser's parameters only: the actor's step costs no critic gradients."""
     params = opt.param_groups[0]["params"]

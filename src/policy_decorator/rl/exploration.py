@@ -4,6 +4,7 @@ At control rates of 20 to 100 Hz the white noise of SAC averages out before it m
 the same for `hold` decisions does not. 1 is SAC, and the paper. Off-policy learning needs no correction for it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,3 +33,8 @@ class Explorer:
             self.noise = self.actor.fresh_noise(seen)
         self.asked += 1
         return self.actor(seen, self.noise)[0]
+
+
+def uniform_like(action: Tensor) -> Callable[[Tensor], Tensor]:
+    """Proposes uniform raw actions (B, Ta, Da), of the shape and on the device of `action`: the warm-up's."""
+    return lambda seen: torch.rand_like(action) * 2 - 1

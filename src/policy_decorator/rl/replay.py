@@ -61,40 +61,50 @@ class NStep:
 
     def __init__(self, n: int, gamma: float) -> None:
         self.n, self.gamma = n, gamma
-        self.pending: list[tuple[Transition, Tensor]] = []  # oldest first, with the rows still open (B,) bool
+        # The latest P < n decisions, oldest first:
+        self.begun: list[tuple[Tensor, Tensor, Tensor]] = []  # their obs, raw and base
+        self.returns = torch.zeros(0)  # (P, B) rewards since, summed up
+        self.waiting = torch.zeros(0)  # (P, B) bool, on the CPU: whether the episode still runs
+        self.discounts = torch.zeros(0)  # (n - 1, B) gamma^(n - 1), ..., gamma
 
     def push(self, t: Transition, done: Tensor) -> Transition | None:
-        """Take one decision, `done` (B,) bool where its episode ended; return what is now complete."""
+        """Take one decision, `done` (B,) bool on the CPU where its episode ended; return what is now complete."""
         if self.n == 1:
             return t
-        opened = [(_extend(old, t, alive, self.gamma), alive) for old, alive in self.pending]
-        opened.append((t, torch.ones_like(done)))
-        complete: list[Transition] = []
-        self.pending = []
-        for i, (old, alive) in enumerate(opened):
-            full = len(opened) - i == self.n
-            ready = alive if full else alive & done
-            complete.append(Transition(*(x[ready] for x in old)))
-            if not full:
-                self.pending.append((old, alive & ~done))
-        batch = Transition(*(torch.cat(xs) for xs in zip(*complete, strict=True)))
-        return batch if len(batch.reward) else None
+        if not self.begun:
+            self.returns, self.waiting = t.reward.new_zeros(0, len(done)), done.new_zeros(0, len(done))
+        if not len(self.discounts):
+            ages = range(self.n - 1, 0, -1)
+            self.discounts = torch.stack([self.gamma ** torch.full_like(t.reward, age) for age in ages])
+        discounts = self.discounts[self.n - 1 - len(self.begun) :]
+        begun = [*self.begun, (t.obs, t.raw, t.base)]
+        returns = torch.cat([self.returns + discounts * t.reward, t.reward[None]])
+        waiting = torch.cat([self.waiting, torch.ones_like(done)[None]])
+        ready, full = waiting & done, len(begun) == self.n
+        ready[0] |= waiting[0] & full
+        self.begun, self.returns, self.waiting = begun[full:], returns[full:], (waiting & ~done)[full:]
+
+        some = ready.any(dim=1)
+        complete = [
+            t._replace(obs=o, raw=r, base=b, reward=returns[i], decisions=torch.full_like(t.reward, len(begun) - i))
+            for i, (o, r, b) in enumerate(begun)
+            if some[i]
+        ]
+        return _rows(complete, ready[some].flatten()) if complete else None
 
     def state(self) -> list[Any]:
-        return [(list(t), alive) for t, alive in self.pending]
+        return [(*began, *rest) for began, *rest in zip(self.begun, self.returns, self.waiting, strict=True)]
 
     def restore(self, state: list[Any]) -> None:
-        self.pending = [(Transition(*t), alive) for t, alive in state]
+        self.begun = [(obs, raw, base) for obs, raw, base, _, _ in state]
+        if state:
+            self.returns, self.waiting = torch.stack([s[3] for s in state]), torch.stack([s[4] for s in state]).cpu()
 
 
-def _extend(old: Transition, new: Transition, alive: Tensor, gamma: float) -> Transition:
-    """`old` followed by `new`, in the rows whose episode still runs."""
-    a = alive.float()
-    pick = torch.where
-    return old._replace(
-        reward=old.reward + a * gamma**old.decisions * new.reward,
-        terminated=pick(alive, new.terminated, old.terminated),
-        decisions=old.decisions + a,
-        next_obs=pick(alive[:, None], new.next_obs, old.next_obs),
-        next_base=pick(alive[:, None, None], new.next_base, old.next_base),
-    )
+def _rows(parts: list[Transition], which: Tensor) -> Transition:
+    """All `parts` one below the other; of their rows those for which `which`, bool and on the CPU, says so."""
+    batch = parts[0] if len(parts) == 1 else Transition(*(torch.cat(xs) for xs in zip(*parts, strict=True)))
+    if which.all():
+        return batch
+    rows = which.nonzero()[:, 0].to(batch.reward.device, non_blocking=True)
+    return Transition(*(x[rows] for x in batch))

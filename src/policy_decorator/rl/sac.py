@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from policy_decorator.rl.descent import descend, follow
+from policy_decorator.rl.descent import descend, follow, penalised
 from policy_decorator.rl.ensemble import Value, combined, smallest
 from policy_decorator.rl.selection import Selection
 from policy_decorator.types import Composition, Transition
@@ -88,8 +88,7 @@ class SAC:
         self.critic.requires_grad_(False)  # the gradient passes through to the action and leaves none behind
         q = combined(self.critic(b.obs, self.composition.critic_action(b.base, raw)), self.cfg.actor_value)
         self.critic.requires_grad_(True)
-        size = raw.flatten(1).square().sum(-1)
-        return (self.temperature * log_prob - q + self.cfg.residual_penalty * size).mean(), log_prob.detach()
+        return penalised(self.temperature * log_prob - q, raw, self.cfg.residual_penalty).mean(), log_prob.detach()
 
     def temperature_loss(self, log_prob: Tensor) -> Tensor:
         """Eq. 18 on log alpha, as the released code."""

@@ -1,0 +1,25 @@
+"""A step of environments in two halves, so that something else can be done while they take it."""
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from policy_decorator.types import Step, VectorEnv
+
+
+@runtime_checkable
+class Apart(Protocol):
+    """Environments whose simulators may be in processes of their own: `step` is `send`, then `receive`."""
+
+    def send(self, action: Tensor) -> None: ...
+    def receive(self) -> Step: ...
+
+
+def send(env: VectorEnv, action: Tensor) -> Callable[[], Step]:
+    """Begin a step; calling what is returned waits for the answer. Environments of this process step at once."""
+    if isinstance(env, Apart):
+        env.send(action)
+        return env.receive
+    out = env.step(action)
+    return lambda: out
