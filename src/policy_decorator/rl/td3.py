@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from policy_decorator.rl.descent import descend, follow
+from policy_decorator.rl.descent import descend, follow, penalised
 from policy_decorator.rl.ensemble import combined, smallest
 from policy_decorator.rl.nets import TanhGaussian
 from policy_decorator.rl.sac import SACConfig
@@ -93,8 +93,7 @@ class TD3:
         self.critic.requires_grad_(False)  # the gradient passes through to the action and leaves none behind
         q = combined(self.critic(b.obs, self.composition.critic_action(b.base, raw)), self.cfg.actor_value)
         self.critic.requires_grad_(True)
-        size = raw.flatten(1).square().sum(-1)
-        return (self.cfg.residual_penalty * size - q).mean()
+        return penalised(-q, raw, self.cfg.residual_penalty).mean()
 
     def update(self, b: Transition) -> dict[str, Tensor]:
         """One gradient step of each loss."""
