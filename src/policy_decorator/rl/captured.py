@@ -1,4 +1,4 @@
-"""A learner's update as a CUDA graph: one call launches all its kernels, which otherwise takes most of its time.
+"""A learner's update as a CUDA graph: one call launches all of its kernels, some two hundred.
 
 A graph is recorded once and replayed from then on (PyTorch's notes on CUDA semantics, "CUDA graphs"). A replay runs the
 same kernels on the same memory. So every batch is copied to the same place; updates with and without the actor's step
