@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from policy_decorator.bench import results
+from policy_decorator.bench.config import BenchConfig
 from policy_decorator.bench.scaling import PANELS
 from policy_decorator.cli import main
-from policy_decorator.disk import read_json
+from policy_decorator.cli.bench import tables
+from policy_decorator.disk import from_json, read_json
 
 HAVE_SB3 = importlib.util.find_spec("stable_baselines3") is not None
 TINY = "--quick --env synthetic --base mlp --obs 5 --action 2 --width 8 --depth 1 --batch-size 16 --envs 2 --workers 0"
@@ -86,6 +89,25 @@ def test_files_say_the_same_as_the_answer(made: tuple[dict[str, Any], Path]) -> 
         rows = list(csv.DictReader(file))
     (ratio,) = (row for row in rows if row["measure"] == "update_vs_eager" and row["setting"] == "best")
     assert float(ratio["value"]) == pytest.approx(value["ratios"]["update_vs_eager"])
+
+
+def test_tables_show_the_numbers(made: tuple[dict[str, Any], Path]) -> None:
+    value = dict(made[0])
+    value["settings"] = from_json(BenchConfig, value["settings"])
+    value["scaling"] = [
+        {"what": "batch", "size": 256, "ms": 12.5, "call": "one update", "per_s": 20_480, "counted": "transitions"},
+        {"what": "batch", "size": 512, "call": "one update", "note": "left out: no time"},
+    ]
+    console = Console(width=200, file=io.StringIO())
+    console.print(tables(value))
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    for ratio in ("update_vs_eager", "update_vs_limit"):
+        assert f"{value['ratios'][ratio]:.2f}" in text
+    for row in value["loops"]:
+        assert f"{row['steps_per_s']:.1f}" in text
+    assert str(value["memory"]["bytes_per_transition"]) in text
+    assert "20,480 transitions/s" in text
+    assert "left out: no time" in text
 
 
 def test_a_missing_stable_baselines_is_said_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,8 +179,7 @@ def choose_settings(cfg: BenchConfig, chosen: Row, display: Display) -> tuple[li
     ours = fastest([loop.Setting(workers, n, overlap=o) for n in counts for o in overlaps])
     settings: list[LoopSetting] = [replace(ours, precision=precision) for precision in cfg.precisions]
     if cfg.sb3:
-        place = fastest([sb3.Setting("dummy"), sb3.Setting("subproc")])
-        settings.append(fastest([place, replace(place, threads=1)]))
+        settings.append(fastest([sb3.Setting(place, n) for n in (None, 1) for place in ("dummy", "subproc")]))
     return settings, tried
 
 

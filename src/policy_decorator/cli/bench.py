@@ -74,17 +74,18 @@ def run(options: Options) -> Answer:
         )
     if options.out is not None:
         value["files"] = [str(path) for path in results.write(options.out, value)]
-    return Answer(value, _show(value), options.json)
+    return Answer(value, tables(value), options.json)
 
 
 # ---- for a person ---------------------------------------------------------------------------------------------
 
 
-def _show(value: dict[str, Any]) -> Group:
-    tables = [_updates(value), _limit(value), _loops(value), _memory(value), _ratios(value)]
+def tables(value: dict[str, Any]) -> Group:
+    """What `bench` and `scale` found."""
+    found = [_updates(value), _limit(value), _loops(value), _memory(value), _ratios(value)]
     if "scaling" in value:
-        tables.append(_scaling(value["scaling"]))
-    return Group(*tables)
+        found.append(_scaling(value["scaling"]))
+    return Group(*found)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -164,9 +165,11 @@ RATIOS = {
 
 
 def _scaling(rows: list[dict[str, Any]]) -> Table:
-    table = _table("Scaling", "", "size", "ms", "for", "")
+    table = _table("Scaling", "", "size", "ms", "")
     for row in rows:
         measured = "ms" in row
-        milliseconds, speed = (f"{row['ms']:.3g}", f"{row['per_s']:,.0f} {row['counted']}/s") if measured else ("", "")
-        table.add_row(row["what"], f"{row['size']:,}", milliseconds, row["call"] if measured else row["note"], speed)
+        milliseconds, rest = (
+            (f"{row['ms']:.3g}", f"{row['per_s']:,.0f} {row['counted']}/s") if measured else ("", row["note"])
+        )
+        table.add_row(row["what"], f"{row['size']:,}", milliseconds, rest)
     return table
