@@ -1,5 +1,6 @@
 """The parts of the benchmark: children, environments, the residual as a wrapper, memory, scaling."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 
 from policy_decorator.base_policies import build
 from policy_decorator.base_policies.mlp import MLPConfig
-from policy_decorator.bench import scaling
+from policy_decorator.bench import loop, measure, sb3, scaling
 from policy_decorator.bench.child import Child, peak_memory
 from policy_decorator.bench.config import BenchConfig, base_of, task_of, thread_counts
 from policy_decorator.bench.learner import full_replay
@@ -159,3 +160,34 @@ def test_base_policies_grow_as_they_say(about: int, sizes: tuple[int, int]) -> N
     with torch.device("meta"):
         base = build("bet", 39, 28, BeTConfig(width=sizes[0], layers=sizes[1]))
     assert sum(p.numel() for p in base.parameters()) == pytest.approx(about, rel=0.15)
+
+
+def test_the_fastest_settings_of_each_side_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Rated:
+        def __init__(self, cfg: BenchConfig, how: Any) -> None:
+            self.rate = 100.0 - 10 * (how.threads != 1) + 5 * (how == sb3.Setting("subproc", how.threads))
+
+        def __enter__(self) -> "Rated":
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+
+        def ask(self, question: Any) -> float:
+            assert question == loop.Question("train", TINY.steps)
+            return self.rate
+
+    monkeypatch.setattr(measure, "_loop", Rated)
+    cfg = dataclasses.replace(TINY, workers=3)
+    settings, tried = measure.choose_settings(cfg, {"threads": 2}, Silent())
+    assert [(s.threads, s.precision) for s in settings if isinstance(s, loop.Setting)] == [
+        (1, "float32"),
+        (1, "bfloat16"),
+    ]
+    assert settings[-1] == sb3.Setting("subproc", 1)
+    assert {row["label"] for row in tried if row["side"] == "sb3"} == {
+        str(sb3.Setting(place, n)) for place in ("dummy", "subproc") for n in (None, 1)
+    }
+    at_once, nothing = measure.choose_settings(
+        dataclasses.replace(cfg, calibrate=False, sb3=False), {"threads": 2}, Silent()
+    )
+    assert [(s.threads, nothing) for s in at_once] == [(2, []), (2, [])]
