@@ -34,6 +34,7 @@ from policy_decorator.evaluation import (
 from policy_decorator.methods import METHODS, Problem, policy_decorator
 from policy_decorator.progress import Display, Silent
 from policy_decorator.refined import Refined
+from policy_decorator.rl.compiled import WORTH_IT, can_compile
 from policy_decorator.runlog import RunFolder
 from policy_decorator.statistics import paired_gain, wilson
 from policy_decorator.train import TrainConfig, train
@@ -73,6 +74,8 @@ class RefineConfig:
     """Let the CPU do the same arithmetic in less time (see `machine`)."""
     device: str = "auto"
     """Of the learner, the replay and the base: cpu, cuda, or auto."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether updates are compiled, which takes half a minute; auto: where there are enough of them to win it back."""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
     """Whether updates are recorded as CUDA graphs and replayed; auto: where the learner is on a CUDA device."""
     replay_capacity: int | None = None
@@ -94,6 +97,14 @@ def uses_cuda_graphs(cfg: RefineConfig) -> bool:
     return cuda and cfg.cuda_graphs != "off"
 
 
+def compiles(cfg: RefineConfig) -> bool:
+    """`cfg.compile`, "auto" being on for long runs where torch can. UserError where it is to be on and torch cannot."""
+    if cfg.compile == "on" and not can_compile():
+        raise UserError(f"torch {torch.__version__} cannot compile updates: take a newer one, or leave out compile.")
+    worth_it = (cfg.train.total_steps - cfg.train.warmup_steps) * cfg.train.updates_per_step >= WORTH_IT
+    return cfg.compile == "on" or (cfg.compile == "auto" and worth_it and can_compile())
+
+
 class Refinement:
     """The parts of one run and what is done with them; `refine` says in which order."""
 
@@ -108,7 +119,7 @@ class Refinement:
         self.cfg, self.base, self.folder, self.display = cfg, base, folder, display or Silent()
         method, task = lookup("method", cfg.method, METHODS), get_task(cfg.task)
         self.task = dataclasses.replace(task, max_steps=cfg.max_steps or task.max_steps)
-        self.device, self.cuda_graphs = device_of(cfg), uses_cuda_graphs(cfg)
+        self.device, self.compiled, self.cuda_graphs = device_of(cfg), compiles(cfg), uses_cuda_graphs(cfg)
         self.chunk = int(getattr(base, "chunk", 1))
         self.hash_before = _hash(base)
         self.demo_base_queries = 0
@@ -147,6 +158,7 @@ class Refinement:
             warmup_steps=self.cfg.train.warmup_steps,
             seed=TRAINING + self.cfg.seed * EPISODES_PER_SEED,
             device=self.device,
+            compiled=self.compiled,
             cuda_graphs=self.cuda_graphs,
             obs_statistics=statistics,
             demonstrated=demonstrated,

@@ -22,10 +22,30 @@ def _episodes(rate: float) -> list[bool]:
     return [True] * round(25 * rate) + [False] * (25 - round(25 * rate))
 
 
-def test_the_bound_is_a_share_of_how_much_the_demonstrated_actions_vary() -> None:
-    action = torch.randn(20_000, 1, 2) * torch.tensor([0.2, 0.6])
-    d = Demonstrated(torch.zeros(20_000, 3), action, torch.zeros_like(action), torch.zeros(20_000), torch.tensor([1]))
-    assert bound_of(d) == pytest.approx(BOUND_SHARE * 0.4, rel=0.03)
+def _demonstrated(action: torch.Tensor, error: float, episodes: int = 50) -> Demonstrated:
+    """Actions (N, 2) in episodes of equal length, and a base that is off by `error`."""
+    n, action = len(action), action[:, None]
+    base = action + error * torch.randn_like(action)
+    return Demonstrated(torch.zeros(n, 3), action, base, torch.zeros(n), torch.full((episodes,), n // episodes))
+
+
+def test_the_bound_lies_between_how_much_actions_vary_and_how_finely_they_are_placed() -> None:
+    g = torch.Generator().manual_seed(0)
+    scale = torch.tensor([0.2, 0.6])  # 0.4 in the mean
+    noise = torch.randn(20_000, 2, generator=g) * scale  # nothing but chance from one decision to the next
+    assert bound_of(_demonstrated(noise, 0.0)) == pytest.approx(BOUND_SHARE * 0.4, rel=0.03)
+    smooth = torch.randn(50, 1, 2, generator=g).expand(50, 400, 2).reshape(-1, 2)  # one action for each episode
+    for error in (0.05, 0.2):
+        wanted = BOUND_SHARE * (smooth.std(dim=0).mean() * error).sqrt()  # the base is all that is not exact
+        assert bound_of(_demonstrated(smooth, error)) == pytest.approx(wanted.item(), rel=0.03)
+    both = smooth + 0.1 * torch.randn(20_000, 2, generator=g)
+    assert bound_of(_demonstrated(both, 0.3)) == pytest.approx(bound_of(_demonstrated(smooth, 0.3)), rel=0.03)
+    assert bound_of(_demonstrated(both, 0.02)) > 1.3 * bound_of(_demonstrated(smooth, 0.05))
+
+
+def test_episodes_of_a_single_decision_have_a_bound_too() -> None:
+    action = torch.randn(50, 2)
+    assert bound_of(_demonstrated(action, 0.1)) == pytest.approx(BOUND_SHARE * 0.1**0.5, rel=0.4)
 
 
 def test_the_base_acts_alone_until_the_warm_up_and_enough_of_its_episodes_have_ended() -> None:

@@ -13,6 +13,7 @@ from policy_decorator.bench.eager import EagerSAC
 from policy_decorator.bench.limit import product_rate, wait
 from policy_decorator.decorator import Residual
 from policy_decorator.rl.captured import WARM_UP, Captured
+from policy_decorator.rl.compiled import Compiled
 from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
 from policy_decorator.rl.replay import Replay
 from policy_decorator.rl.sac import SAC, SACConfig
@@ -25,7 +26,7 @@ BATCHES = 4
 class Question(NamedTuple):
     """What is to be timed, with how many threads and for how many seconds."""
 
-    what: Literal["update", "captured", "sample", "product", "bytes by field"]
+    what: Literal["plain", "compiled", "captured", "sample", "product", "bytes by field"]
     threads: int = 1
     seconds: float = 0.0
     name: str = "float32"
@@ -78,8 +79,7 @@ class OurLearner:
         self.sizes = task.obs_size, task.action_size
         self.replay = full_replay(cfg.replay, *self.sizes, self.device)
         self.batches = cycle([self.replay.sample(cfg.batch_size) for _ in range(BATCHES)])
-        self.learners = {name: self._learner(name) for name in cfg.precisions}
-        self.captured: dict[str, Captured] = {}
+        self.updates: dict[tuple[str, str], Callable[[Transition], object]] = {}
 
     def _learner(self, precision: Precision) -> SAC:
         learn = learn_of(self.cfg, precision)
@@ -96,15 +96,21 @@ class OurLearner:
                 return product_rate(q.name, **sizes, device=self.device, seconds=q.seconds)
             case "sample":
                 return timed(lambda: self.replay.sample(cfg.batch_size), q.seconds, self.device)
-            case "captured":
-                if q.name not in self.captured:
-                    self.captured[q.name] = Captured(self._learner(q.name))  # pyright: ignore[reportArgumentType]
-                    for _ in range(WARM_UP + 1):
-                        self.captured[q.name](next(self.batches))
-                return timed(lambda: self.captured[q.name](next(self.batches)), q.seconds, self.device)
-            case "update":
-                learner = self.learners[q.name]  # pyright: ignore[reportArgumentType]
-                return timed(lambda: learner.update(next(self.batches)), q.seconds, self.device)
+            case way:
+                update = self.updates.get((way, q.name)) or self._make_update(way, q.name)
+                return timed(lambda: update(next(self.batches)), q.seconds, self.device)
+
+    def _make_update(self, way: str, name: str) -> Callable[[Transition], object]:
+        """After the calls at which it is compiled and captured."""
+        learner = self._learner(name)  # pyright: ignore[reportArgumentType]
+        update = learner.update
+        if way != "plain":
+            update = compiled = Compiled(learner)
+            update = Captured(learner, compiled.step) if way == "captured" else compiled
+        self.updates[way, name] = update
+        for _ in range(WARM_UP + 1):
+            update(next(self.batches))
+        return update
 
     def bytes_by_field(self) -> dict[str, int]:
         """Of one transition in the replay."""

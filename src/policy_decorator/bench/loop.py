@@ -1,7 +1,7 @@
 """From end to end: our training loop, environments, base policy, replay and updates included."""
 
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -42,16 +42,11 @@ class Setting:
     threads: int
     precision: Precision = "float32"
     overlap: bool = False
-    """Collecting and updating at the same time, where this version can."""
+    """Collecting and updating at the same time."""
 
     def __str__(self) -> str:
         overlap = ", overlapping" if self.overlap else ""
         return f"{self.precision}, {count(self.threads, 'thread')}, {self.workers} simulator processes{overlap}"
-
-
-def can_overlap() -> bool:
-    """Whether this version can collect while it updates."""
-    return "overlap" in {field.name for field in fields(TrainConfig)}
 
 
 class OurLoop:
@@ -73,12 +68,12 @@ class OurLoop:
             capacity=cfg.replay,
             warmup_steps=WARMUP_STEPS,
             device=device,
+            compiled=True,
             cuda_graphs=device.type == "cuda",
         )
         self.run = METHODS["policy-decorator"].build(learn, problem)
-        overlap = {"overlap": True} if how.overlap else {}
         rhythm = {"steps_per_round": STEPS_PER_ROUND, "updates_per_step": cfg.updates_per_step}
-        self.train = TrainConfig(warmup_steps=WARMUP_STEPS, **rhythm, **overlap)
+        self.train = TrainConfig(warmup_steps=WARMUP_STEPS, overlap=how.overlap, **rhythm)
         self._train(WARMUP_STEPS + 2 * STEPS_PER_ROUND)
 
     def __call__(self, question: Question) -> float | dict[str, int | None]:

@@ -78,10 +78,14 @@ def in_turns(asks: Mapping[K, Callable[[], float]], repeats: int, display: Displ
 # ---- one update -----------------------------------------------------------------------------------------------
 
 
+WAYS = ("plain", "compiled", "captured")
+"""In which our update is run: as it is, compiled, and compiled and replayed from CUDA graphs."""
+
+
 def measure_updates(cfg: BenchConfig, display: Display) -> tuple[list[Row], list[Row], Row, dict[str, int]]:
     """Our updates, the eager ones, the limit, and the bytes of one transition by field."""
     cuda, task = device_of(cfg).type == "cuda", task_of(cfg)
-    threads, modes = ((1,), ("update", "captured")) if cuda else (thread_counts(cfg), ("update",))
+    threads, ways = ((1,), WAYS) if cuda else (thread_counts(cfg), WAYS[:2])
     formats = ("float32", "bfloat16", "tf32") if cuda else ("float32", "bfloat16")
     product_seconds = min(PRODUCT_SECONDS, cfg.seconds)
     with ExitStack() as stack:
@@ -89,17 +93,17 @@ def measure_updates(cfg: BenchConfig, display: Display) -> tuple[list[Row], list
         theirs = stack.enter_context(Child(learner.EagerLearner, cfg))
         asks: dict[tuple[str, str, int], Callable[[], float]] = {}
         for n in threads:
-            asks |= {(m, p, n): _ask(ours, m, n, cfg.seconds, p) for p in cfg.precisions for m in modes}
-            asks["eager", "float32", n] = _ask(theirs, "update", n, cfg.seconds)
+            asks |= {(m, p, n): _ask(ours, m, n, cfg.seconds, p) for p in cfg.precisions for m in ways}
+            asks["eager", "float32", n] = _ask(theirs, "plain", n, cfg.seconds)
             asks["sample", "", n] = _ask(ours, "sample", n, cfg.seconds / 5)
             asks |= {("product", f, n): _ask(ours, "product", n, product_seconds, f) for f in formats}
         answers = in_turns(asks, cfg.repeats, display, "timing updates")
         fields = ours.ask(learner.Question("bytes by field"))
     sampling = {n: 1000 * median(answers["sample", "", n]) for n in threads}
     rows = [
-        update_row(seconds, sampling[n], precision=precision, threads=n, captured=what == "captured")
+        update_row(seconds, sampling[n], precision=precision, threads=n, way=what)
         for (what, precision, n), seconds in answers.items()
-        if what in modes
+        if what in ways
     ]
     eager = [{"threads": n, **_milliseconds(answers["eager", "float32", n])} for n in threads]
     nets = {"width": cfg.width, "depth": cfg.depth, "critics": cfg.critics, "batch_size": cfg.batch_size}
@@ -119,6 +123,11 @@ def _milliseconds(seconds: list[float]) -> Row:
 def update_row(seconds: list[float], sample_ms: float, **how: Any) -> Row:
     times = _milliseconds(seconds)
     return {**how, **times, "sample_ms": sample_ms, "updates_per_s": 1000 / (times["update_ms"] + sample_ms)}
+
+
+def name_of(row: Row) -> str:
+    """Of one of our updates."""
+    return row["precision"] + {"plain": "", "compiled": ", compiled", "captured": ", compiled, CUDA graphs"}[row["way"]]
 
 
 def best_update(rows: list[Row]) -> Row:
@@ -175,8 +184,7 @@ def choose_settings(cfg: BenchConfig, chosen: Row, display: Display) -> tuple[li
         return max(rates, key=lambda how: rates[how])
 
     counts = dict.fromkeys((chosen["threads"], 1))
-    overlaps = (False, True) if loop.can_overlap() else (False,)
-    ours = fastest([loop.Setting(workers, n, overlap=o) for n in counts for o in overlaps])
+    ours = fastest([loop.Setting(workers, n, overlap=o) for n in counts for o in (False, True)])
     settings: list[LoopSetting] = [replace(ours, precision=precision) for precision in cfg.precisions]
     if cfg.sb3:
         settings.append(fastest([sb3.Setting(place, n) for n in (None, 1) for place in ("dummy", "subproc")]))
@@ -211,7 +219,7 @@ def ratios(updates: list[Row], eager: list[Row], limit: Row, loops: list[Row], p
     end = max(ours, key=lambda r: r["steps_per_s"])
     name = limit["fastest"] if precision is None else precision
     return {
-        "update": f"{row['precision']}, {count(row['threads'], 'thread')}",
+        "update": f"{name_of(row)}, {count(row['threads'], 'thread')}",
         "loop": end["label"],
         "limit": name,
         "update_vs_eager": _with_threads(eager, 1)["update_ms"] / row["update_ms"],

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from policy_decorator.bench.config import count
+from policy_decorator.bench.measure import name_of
 from policy_decorator.bench.scaling import COLUMNS, PANELS, Panel
 from policy_decorator.disk import atomic_bytes, atomic_json
 from policy_decorator.reports.image import png
@@ -33,7 +34,7 @@ def write(out: Path, value: dict[str, Any]) -> list[Path]:
 
 def _lines(value: dict[str, Any]) -> Iterator[tuple[str, str, str, Any, str]]:
     for row in value["updates"]:
-        how = f"{row['precision']}, {count(row['threads'], 'thread')}{', captured' if row['captured'] else ''}"
+        how = f"{name_of(row)}, {count(row['threads'], 'thread')}"
         yield "update", "ours", how, row["update_ms"], "ms"
         yield "sample", "ours", how, row["sample_ms"], "ms"
     for row in value["eager"]:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from policy_decorator.bench import results
 from policy_decorator.bench.config import QUICK, STEPS_PER_ROUND, BenchConfig
-from policy_decorator.bench.measure import bench, best_update
+from policy_decorator.bench.measure import bench, best_update, name_of
 from policy_decorator.bench.scaling import scale
 from policy_decorator.cli import Answer
 from policy_decorator.cli.options import Switch, display
@@ -101,9 +101,8 @@ def _updates(value: dict[str, Any]) -> Table:
     title = f"One update: observation {sizes['obs']}, action {sizes['action']}, {nets}, {value['device']}"
     table = _table(title, "", "threads", "update ms", "best", "sample ms", "updates/s")
     for row in value["updates"]:
-        name = f"ours, {row['precision']}" + (" (CUDA graphs)" if row["captured"] else "")
-        rest = f"{row['sample_ms']:.2f}", f"{row['updates_per_s']:.1f}"
-        table.add_row(name, str(row["threads"]), f"{row['update_ms']:.2f}", f"{row['update_ms_best']:.2f}", *rest)
+        numbers = [f"{row[name]:.2f}" for name in ("update_ms", "update_ms_best", "sample_ms")]
+        table.add_row(f"ours, {name_of(row)}", str(row["threads"]), *numbers, f"{row['updates_per_s']:.1f}")
     for row in value["eager"]:
         times = f"{row['update_ms']:.2f}", f"{row['update_ms_best']:.2f}"
         table.add_row("eager, float32", str(row["threads"]), *times)

@@ -21,7 +21,7 @@ from policy_decorator.envs import get_task
 from policy_decorator.errors import UserError, lookup
 from policy_decorator.experiments.presets import settings
 from policy_decorator.methods import METHODS
-from policy_decorator.refine import RefineConfig, uses_cuda_graphs
+from policy_decorator.refine import RefineConfig, compiles, uses_cuda_graphs
 from policy_decorator.runlog import RunFolder
 
 ABOUT = """Learn a small bounded residual on a frozen base policy by reinforcement learning from sparse success, \
@@ -83,7 +83,8 @@ def run(options: Options) -> Answer:
     config, shown = options.settings, display(options.quiet)
     out = options.out or Path("runs") / f"{config.task.replace('/', '-')}-{config.method}-{config.seed}"
     choose_device(config.device)
-    uses_cuda_graphs(config)  # refused before there is a folder
+    for refuse in (uses_cuda_graphs, compiles):  # before there is a folder
+        refuse(config)
     base = _base_of_run(out, config) if options.resume else Path(config.policy)
     check_fits(describe(base), get_task(config.task), shown)
     how: dict[str, Any] = {"resume": options.resume, "overwrite": options.overwrite, "force": options.force}

@@ -5,9 +5,10 @@ from typing import Literal
 
 from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
 from policy_decorator.errors import UserError
-from policy_decorator.methods.problem import Learner, Problem, Run
+from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.auto import MeasuredExploration, bound_of
 from policy_decorator.rl.captured import Captured
+from policy_decorator.rl.compiled import Compiled
 from policy_decorator.rl.demonstrations import Mixed, Share, as_source, transitions
 from policy_decorator.rl.exploration import Explorer
 from policy_decorator.rl.monitor import Monitor
@@ -99,17 +100,24 @@ def build(cfg: Config, p: Problem) -> Run:
         data=_data(cfg, p, replay, collector, bound),
         monitor=monitor,
         policy=policy,
-        captured=Captured(learner) if p.cuda_graphs else None,
+        update=_update(p, learner),
     )
 
 
 def _learner(
     cfg: Config, p: Problem, actor: TanhGaussian, critics: Critics, residual: Residual, selection: Selection | None
-) -> tuple[Learner, Proposer]:
+) -> tuple[SAC | TD3, Proposer]:
     """And the actor as it explores."""
     if cfg.learner == "td3":
         return TD3(actor, critics, residual, cfg.sac, cfg.td3, selection), Noisy(actor, cfg.td3.exploration_std)
     return SAC(actor, critics, residual, p.action_size, cfg.sac, selection), actor
+
+
+def _update(p: Problem, learner: SAC | TD3) -> Captured | Compiled | None:
+    compiled = Compiled(learner) if p.compiled else None
+    if p.cuda_graphs:
+        return Captured(learner, compiled.step if compiled else learner.step)
+    return compiled
 
 
 def _bound(cfg: Config, p: Problem) -> float:

@@ -1,13 +1,13 @@
 """What a method is given and what it must hand to the training loop."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from policy_decorator.rl.captured import Captured
 from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.exploration import Explorer
 from policy_decorator.rl.monitor import Monitor
@@ -33,6 +33,8 @@ class Problem:
     seed: int = 0
     """Seed of the first training episode."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    compiled: bool = False
+    """Whether updates are compiled."""
     cuda_graphs: bool = False
     """Whether updates are replayed from CUDA graphs."""
     obs_statistics: tuple[Tensor, Tensor] | None = None
@@ -73,11 +75,11 @@ class Run:
     monitor: Monitor
     policy: BasePolicy
     """What is being learned, fully trusted: evaluated, saved and handed to the user."""
-    captured: Captured | None = None
-    """The learner's update as CUDA graphs, where it is to be replayed."""
+    update: Callable[[Transition], dict[str, Tensor]] | None = None
+    """The learner's update compiled or replayed from CUDA graphs; None: as it is."""
 
     def learn(self, updates: int) -> None:
         """Gradient steps, each on a new batch, until `updates` have been made; none while there are no data."""
-        update = self.captured or self.learner.update
+        update = self.update or self.learner.update
         while self.replay.size and self.learner.updates < updates:  # the first n-step returns take n decisions
             self.monitor.learning |= update(self.data.sample(self.learner.cfg.batch_size))

@@ -14,13 +14,24 @@ from torch import Tensor
 from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.monitor import Monitor
 
-BOUND_SHARE = 0.6
-"""Of the demonstrated actions' standard deviation: enough to correct an action, too little to replace it."""
+BOUND_SHARE = 0.7
+"""alpha as a share of the geometric mean that `bound_of` takes."""
 
 
 def bound_of(d: Demonstrated) -> float:
-    """alpha for these demonstrations: a share of how much their actions vary, meant over the action dimensions."""
-    return BOUND_SHARE * d.action.std(dim=0).mean().item()
+    """alpha for these demonstrations and this base, (N,) rows of which are enough to say it.
+
+    Between two scales, of which it takes the geometric mean: how much the demonstrated actions vary at all, since a
+    residual of that size replaces the base; and how finely they are placed, below which it can correct nothing. The
+    second is the larger of two: what changes by chance from one decision to the next, and what the base is off by.
+    """
+    action = d.action.flatten(1)
+    spread = action.std(dim=0)
+    episode = torch.arange(len(d.lengths), device=action.device).repeat_interleave(d.lengths)
+    change = action.diff(dim=0)[episode[1:] == episode[:-1]].square().mean(dim=0).div(2).sqrt().nan_to_num()
+    error = (action - d.base.flatten(1)).square().mean(dim=0).sqrt()
+    fine = torch.maximum(change.mean(), error.mean())
+    return BOUND_SHARE * (spread.mean() * fine).sqrt().item()
 
 
 LEAST_VARIANCE = 0.05

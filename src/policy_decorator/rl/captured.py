@@ -6,34 +6,19 @@ are two graphs; and what Python decides or draws during an update is decided and
 numbers of the CUDA generator go on from replay to replay as they would without graphs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from policy_decorator.rl.sac import SACConfig
+from policy_decorator.rl.compiled import Metrics, Step, Updated
 from policy_decorator.types import Transition
 
 WARM_UP = 3
 """Updates of each kind before it is recorded: libraries and optimisers allocate what they keep. They are real ones."""
 
-Metrics = dict[str, Tensor]
 Work = Callable[[], Metrics]
-
-
-class Updated(Protocol):
-    """What learns: its optimisers are attributes of it, its actor takes a step at every `cfg.actor_every`th update."""
-
-    updates: int
-
-    @property
-    def actor(self) -> nn.Module: ...
-    @property
-    def cfg(self) -> SACConfig: ...
-    def update(self, b: Transition) -> Metrics: ...
 
 
 class Recorder(Protocol):
@@ -67,8 +52,9 @@ class CudaRecorder:
 class Captured:
     """Calls of it are calls of `learner.update`, replayed after `WARM_UP` calls of each kind."""
 
-    def __init__(self, learner: Updated, recorder: Recorder | None = None) -> None:
-        self.learner = learner
+    def __init__(self, learner: Updated, step: Step, recorder: Recorder | None = None) -> None:
+        """`step` is the learner's, or the same compiled."""
+        self.learner, self.step = learner, step
         self.optimizers = [part for part in vars(learner).values() if isinstance(part, Optimizer)]
         self.recorder = recorder or CudaRecorder(next(learner.actor.parameters()).device)
         self._forget()
@@ -87,15 +73,15 @@ class Captured:
         if any(now is not then for now, then in zip(self._moments(), self.moments, strict=True)):
             self._forget()  # a snapshot was restored: graphs would go on with the optimisers' old moments
         batch = self._place(b)
-        with_actor = (self.learner.updates + 1) % self.learner.cfg.actor_every == 0
+        self.learner.updates += 1
+        with_actor = self.learner.updates % self.learner.cfg.actor_every == 0
         if self.warmed[with_actor] < WARM_UP:
             self.warmed[with_actor] += 1
-            return self.recorder.run(lambda: self.learner.update(batch))
+            return self.recorder.run(lambda: self.step(batch, with_actor))
         if with_actor not in self.recorded:
-            self.recorded[with_actor] = self._record(batch)
+            self.recorded[with_actor] = self.recorder.record(lambda: self.step(batch, with_actor))
         replay, metrics = self.recorded[with_actor]
         replay()
-        self.learner.updates += 1
         return {name: value.clone() for name, value in metrics.items()}
 
     def _place(self, b: Transition) -> Transition:
@@ -108,23 +94,3 @@ class Captured:
                 raise ValueError(f"updates were recorded for batches of {tuple(place.shape)}, not {tuple(x.shape)}")
             place.copy_(x)
         return self.batch
-
-    def _record(self, batch: Transition) -> tuple[Callable[[], None], Metrics]:
-        updates = self.learner.updates
-        with _capturable(self.optimizers):
-            recorded = self.recorder.record(lambda: self.learner.update(batch))
-        self.learner.updates = updates  # nothing was updated yet
-        return recorded
-
-
-@contextmanager
-def _capturable(optimizers: Sequence[Optimizer]) -> Iterator[None]:
-    """Adam refuses to be recorded without this flag; it does not outlast the recording, nor get into snapshots."""
-    groups = [group for opt in optimizers for group in opt.param_groups]
-    for group in groups:
-        group["capturable"] = True
-    try:
-        yield
-    finally:
-        for group in groups:
-            group["capturable"] = False

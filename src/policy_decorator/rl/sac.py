@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from policy_decorator.rl.descent import descend, follow, penalised
+from policy_decorator.rl.descent import Descent, follow, penalised
 from policy_decorator.rl.ensemble import Value, combined, smallest
 from policy_decorator.rl.selection import Selection
 from policy_decorator.types import Composition, Transition
@@ -59,11 +59,10 @@ class SAC:
 
     def __post_init__(self) -> None:
         self.target = deepcopy(self.critic).requires_grad_(False)
-        device = next(self.actor.parameters()).device
-        self.log_temperature = torch.tensor(self.cfg.temperature, device=device).log().requires_grad_()
-        self.critic_opt = torch.optim.Adam(self.critic.parameters(), self.cfg.lr, fused=True)
-        self.actor_opt = torch.optim.Adam(self.actor.parameters(), self.cfg.lr, fused=True)
-        self.temperature_opt = torch.optim.Adam([self.log_temperature], self.cfg.lr, fused=True)
+        self.log_temperature = next(self.actor.parameters()).new_tensor(self.cfg.temperature).log().requires_grad_()
+        self.critic_opt = Descent(self.critic.parameters(), self.cfg.lr, self.cfg.max_grad_norm)
+        self.actor_opt = Descent(self.actor.parameters(), self.cfg.lr, self.cfg.max_grad_norm)
+        self.temperature_opt = Descent([self.log_temperature], self.cfg.lr, self.cfg.max_grad_norm)
 
     @property
     def temperature(self) -> Tensor:
@@ -76,8 +75,7 @@ class SAC:
             if self.selection:
                 raw, log_prob = self.selection(self.target, b.next_obs, b.next_base, raw[None], log_prob[None])
             q = self.target(b.next_obs, self.composition.critic_action(b.next_base, raw))
-            entropy = -log_prob if self.cfg.entropy_in_backup else torch.zeros_like(log_prob)
-            value = smallest(q, self.cfg.critic_subset) + self.temperature * entropy
+            value = smallest(q, self.cfg.critic_subset) - self.temperature * log_prob * self.cfg.entropy_in_backup
             goal = b.reward + self.cfg.gamma**b.decisions * (1 - b.terminated) * value
         q = self.critic(b.obs, self.composition.critic_action(b.base, b.raw))
         return ((q - goal) ** 2).mean(dim=1).sum(), q.detach()
@@ -85,9 +83,7 @@ class SAC:
     def actor_loss(self, b: Transition) -> tuple[Tensor, Tensor]:
         """Eq. 7; also returns the log-probabilities for the temperature."""
         raw, log_prob = self.actor(self.composition.actor_input(b.obs, b.base))
-        self.critic.requires_grad_(False)  # the gradient passes through to the action and leaves none behind
         q = combined(self.critic(b.obs, self.composition.critic_action(b.base, raw)), self.cfg.actor_value)
-        self.critic.requires_grad_(True)
         return penalised(self.temperature * log_prob - q, raw, self.cfg.residual_penalty).mean(), log_prob.detach()
 
     def temperature_loss(self, log_prob: Tensor) -> Tensor:
@@ -96,14 +92,18 @@ class SAC:
 
     def update(self, b: Transition) -> dict[str, Tensor]:
         """One gradient step of each loss."""
-        critic_loss, q = self.critic_loss(b)
-        descend(self.critic_opt, critic_loss, self.cfg.max_grad_norm)
-        metrics = {"loss/critic": critic_loss, "q/mean": q.mean(), "sac/temperature": self.temperature}
         self.updates += 1
-        if self.updates % self.cfg.actor_every == 0:
+        return self.step(b, self.updates % self.cfg.actor_every == 0)
+
+    def step(self, b: Transition, with_actor: bool) -> dict[str, Tensor]:
+        """All of an update that is done with tensors; `rl.compiled` and `rl.captured` run it in other ways."""
+        critic_loss, q = self.critic_loss(b)
+        self.critic_opt.down(critic_loss)
+        metrics = {"loss/critic": critic_loss, "q/mean": q.mean(), "sac/temperature": self.temperature}
+        if with_actor:
             actor_loss, log_prob = self.actor_loss(b)
-            descend(self.actor_opt, actor_loss, self.cfg.max_grad_norm)
-            descend(self.temperature_opt, self.temperature_loss(log_prob), self.cfg.max_grad_norm)
+            self.actor_opt.down(actor_loss)
+            self.temperature_opt.down(self.temperature_loss(log_prob))
             metrics |= {"loss/actor": actor_loss, "sac/entropy": -log_prob.mean()}
         follow(self.target, self.critic, self.cfg.tau)
         return {name: value.detach() for name, value in metrics.items()}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from policy_decorator.rl.descent import descend, follow, penalised
+from policy_decorator.rl.descent import Descent, follow, penalised
 from policy_decorator.rl.ensemble import combined, smallest
 from policy_decorator.rl.nets import TanhGaussian
 from policy_decorator.rl.sac import SACConfig
@@ -69,8 +69,8 @@ class TD3:
     def __post_init__(self) -> None:
         self.target = deepcopy(self.critic).requires_grad_(False)
         self.target_actor = deepcopy(self.actor).requires_grad_(False)
-        self.critic_opt = torch.optim.Adam(self.critic.parameters(), self.cfg.lr, fused=True)
-        self.actor_opt = torch.optim.Adam(self.actor.parameters(), self.cfg.lr, fused=True)
+        self.critic_opt = Descent(self.critic.parameters(), self.cfg.lr, self.cfg.max_grad_norm)
+        self.actor_opt = Descent(self.actor.parameters(), self.cfg.lr, self.cfg.max_grad_norm)
 
     def critic_loss(self, b: Transition) -> tuple[Tensor, Tensor]:
         """Regress on the value of the target actor's next decision, smoothed; also returns Q (n_critics, B)."""
@@ -90,20 +90,22 @@ class TD3:
     def actor_loss(self, b: Transition) -> Tensor:
         """Minus the value of what the actor would do, and the penalty on its size."""
         raw = self.actor.mode(self.composition.actor_input(b.obs, b.base))
-        self.critic.requires_grad_(False)  # the gradient passes through to the action and leaves none behind
         q = combined(self.critic(b.obs, self.composition.critic_action(b.base, raw)), self.cfg.actor_value)
-        self.critic.requires_grad_(True)
         return penalised(-q, raw, self.cfg.residual_penalty).mean()
 
     def update(self, b: Transition) -> dict[str, Tensor]:
         """One gradient step of each loss."""
-        critic_loss, q = self.critic_loss(b)
-        descend(self.critic_opt, critic_loss, self.cfg.max_grad_norm)
-        metrics = {"loss/critic": critic_loss, "q/mean": q.mean()}
         self.updates += 1
-        if self.updates % self.cfg.actor_every == 0:
+        return self.step(b, self.updates % self.cfg.actor_every == 0)
+
+    def step(self, b: Transition, with_actor: bool) -> dict[str, Tensor]:
+        """As `SAC.step`."""
+        critic_loss, q = self.critic_loss(b)
+        self.critic_opt.down(critic_loss)
+        metrics = {"loss/critic": critic_loss, "q/mean": q.mean()}
+        if with_actor:
             actor_loss = self.actor_loss(b)
-            descend(self.actor_opt, actor_loss, self.cfg.max_grad_norm)
+            self.actor_opt.down(actor_loss)
             metrics |= {"loss/actor": actor_loss}
         follow(self.target, self.critic, self.cfg.tau)
         follow(self.target_actor, self.actor, self.cfg.tau)

@@ -1,0 +1,63 @@
+"""Compiled updates: the same learning for every kind of learner, and no worse off without a compiler."""
+
+from typing import Any
+
+import pytest
+import torch
+from learners import assert_same, new_batch, new_learner, restore_to, state_of
+from torch._dynamo.exc import InternalTorchDynamoError
+
+from policy_decorator.rl import compiled
+from policy_decorator.rl.compiled import Compiled
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sac", "ensemble", "selection", "td3"])
+def test_compiled_updates_learn_the_same_and_go_on_from_a_snapshot(kind: str) -> None:
+    plain, learner = new_learner(kind, actor_every=2), new_learner(kind, actor_every=2)
+    update = Compiled(learner)
+    torch.manual_seed(1)
+    wanted = [plain.update(new_batch(k)) for k in range(12)]
+    torch.manual_seed(1)
+    got = [update(new_batch(k)) for k in range(6)]
+    state, rng = state_of(learner), torch.get_rng_state()
+    for k in range(6, 9):
+        update(new_batch(k))
+    restore_to(learner, state)  # Adam's moments are other tensors now
+    torch.set_rng_state(rng)
+    got += [update(new_batch(k)) for k in range(6, 12)]
+    assert learner.updates == 12
+    assert update.works == {False: True, True: True}
+    assert_same(got, wanted, close=True)
+    assert_same(state_of(learner), state_of(plain), close=True)
+
+
+def test_without_a_compiler_it_warns_and_learns_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, learner = new_learner(actor_every=2), new_learner(actor_every=2)
+
+    def no_compiler(*_: Any) -> Any:
+        raise InternalTorchDynamoError("no C++ compiler found\nand much else")
+
+    monkeypatch.setattr(compiled.torch, "compile", lambda *_, **__: no_compiler)
+    update = Compiled(learner)
+    torch.manual_seed(1)
+    wanted = [plain.update(new_batch(k)) for k in range(4)]
+    torch.manual_seed(1)
+    with pytest.warns(UserWarning, match="learning takes longer: no C\\+\\+ compiler found$") as warned:
+        got = [update(new_batch(k)) for k in range(4)]
+    assert len(warned) == 2  # once for each kind of update
+    assert_same(got, wanted)
+    assert_same(state_of(learner), state_of(plain))
+
+
+def test_what_fails_later_is_no_matter_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = new_learner()
+    update = Compiled(learner)
+    update.works[True] = True
+
+    def broken(*_: Any) -> Any:
+        raise InternalTorchDynamoError("out of luck")
+
+    update.graphs = broken
+    with pytest.raises(InternalTorchDynamoError, match="out of luck"):
+        update(new_batch(0))
