@@ -49,7 +49,7 @@ def test_a_study_is_collected_from_its_run_folders(tmp_path: Path, monkeypatch: 
         for label, bound in (("small", 0.1), ("large", 0.5))
     )
     monkeypatch.setitem(study.STUDIES, "toy", entries)
-    monkeypatch.setitem(study.BASES, "toy", replace(BASES[TASK], task="toy/reach"))
+    monkeypatch.setitem(BASES, "toy", replace(BASES[TASK], task="toy/reach"))
     cfg = study.StudyConfig("toy", seeds=(0, 1), runs=tmp_path / "runs", results=tmp_path / "results")
     policy = build("mlp", 4, 2, MLPConfig())
     for index, entry in enumerate(entries):

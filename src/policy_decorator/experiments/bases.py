@@ -51,9 +51,21 @@ SMALL_BET = {"context": 5, "layers": 2, "width": 64, "standardize_obs": True}
 MLP_TRAINING = ImitateConfig(steps=2_000, batch_size=256, lr=1e-3, eval_every=2_000)
 ADROIT_TRAINING = ImitateConfig(steps=3_000, batch_size=128, lr=1e-3, eval_every=1_000, eval_episodes=50)
 
+METAWORLD = {
+    "peg-insert-side": 15,
+    "stick-pull": 25,
+    "assembly": 15,
+    "shelf-place": 15,
+    "push-wall": 15,
+    "hand-insert": 10,
+}
+"""Task -> demonstrations of its scripted expert, chosen so that the base half works."""
+
 BASES: Mapping[str, BaseConfig] = {
-    "metaworld/peg-insert-side": BaseConfig("metaworld/peg-insert-side", policy="mlp", training=MLP_TRAINING),
-    "metaworld/stick-pull": BaseConfig("metaworld/stick-pull", episodes=25, policy="mlp", training=MLP_TRAINING),
+    **{
+        f"metaworld/{name}": BaseConfig(f"metaworld/{name}", episodes=n, policy="mlp", training=MLP_TRAINING)
+        for name, n in METAWORLD.items()
+    },
     "adroit/door": BaseConfig(
         "adroit/door",
         source="dapg",

@@ -1,4 +1,4 @@
-"""Named settings: `paper` as published, `quick` for a laptop; and the paper's bound and horizon per task (Table 8)."""
+"""Named settings (`paper`, `quick`, `fast`), and the paper's bound and horizon per task (Table 8)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -91,10 +91,19 @@ def _quick_hand(cfg: RefineConfig) -> RefineConfig:
     return replace(cfg, learn=learn, train=replace(cfg.train, total_steps=total))
 
 
+def _fast(task: str, kind: str) -> RefineConfig:
+    """`quick` with nothing left to choose: alpha from the demonstrations, epsilon from measured success."""
+    cfg = _quick(task, kind)
+    sac = replace(cfg.learn.sac, residual_penalty=0.003)
+    learn = replace(cfg.learn, bound="auto", horizon="auto", actor_sees="obs+base", sac=sac)
+    return replace(cfg, learn=learn)
+
+
 PRESETS: Mapping[str, Preset] = {
     p.name: p
     for p in (
         Preset("quick", "a laptop's budget: small batches, n-step returns, low temperature, LayerNorm", _quick),
+        Preset("fast", "nothing to choose: alpha and epsilon are measured; needs demonstrations", _fast),
         Preset("paper", "Table 8, Table 9 and the released code: millions of steps", _paper),
     )
 }

@@ -3,7 +3,8 @@
     python -m policy_decorator.experiments.study controlled-exploration --seeds 0 1 2 --jobs 2
 
 Runs that are finished are kept and not run again, so a study may be interrupted. `results/<study>/` then holds
-summary.csv (a line per run), curves.csv (every curve, a line per point), a picture per task and provenance.json.
+summary.csv (a line per run), curves.csv (every curve, a line per point), a picture per task, provenance.json and, for
+`recipes`, summary.json. A part of a study (`--tasks`, `--labels`) is run and not collected.
 """
 
 import csv
@@ -11,21 +12,21 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
 
 from policy_decorator import api
 from policy_decorator.disk import atomic_bytes, atomic_json
 from policy_decorator.errors import lookup
-from policy_decorator.experiments.bases import BASES, make_base
+from policy_decorator.experiments import recipes
+from policy_decorator.experiments.bases import make_base
 from policy_decorator.experiments.demo import TASK, DemoConfig
-from policy_decorator.experiments.presets import settings
+from policy_decorator.experiments.entry import Entry, config
 from policy_decorator.progress import Bars
 from policy_decorator.provenance import provenance
-from policy_decorator.refine import RefineConfig
 from policy_decorator.reports.curves import compare
 from policy_decorator.reports.image import png
 from policy_decorator.runlog import RunFolder
@@ -36,29 +37,6 @@ SUMMARY = (
     "broken", "test_episodes", "env_steps", "decisions", "updates", "base_queries", "wall_seconds", "bound", "horizon",
     "kept_checkpoint_step", "git_revision", "git_dirty",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of a study: a base policy, a method and, where given, what differs from the `quick` preset."""
-
-    base: str
-    """See `experiments.bases`."""
-    label: str
-    method: str = "policy-decorator"
-    total_steps: int | None = None
-    bound: float | Literal["auto"] | None = None
-    horizon: int | Literal["auto"] | None = None
-    learn: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the method's Config."""
-    nets: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of NetConfig."""
-    sac: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of SACConfig."""
-    train: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of TrainConfig."""
-    run: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of RefineConfig."""
 
 
 # What the exploration does alone: no demonstrations in the batches, SAC with its usual entropy and white noise.
@@ -72,10 +50,10 @@ def _controlled_or_not(base: str, note: str = "", **settings: Any) -> tuple[Entr
     return ours, replace(ours, label=f"Residual RL{note}", bound=1.0, horizon=0)
 
 
-def _faster(label: str, *, tune_cpu: bool = True, **settings: Any) -> Entry:
+def _faster(label: str, *, tune_cpu: bool = True, compile: str = "off", **settings: Any) -> Entry:
     """The demo's task for long enough to learn most of it."""
-    run = {"tune_cpu": tune_cpu, "eval_episodes": 50}
-    return Entry(TASK, label, total_steps=25_000, train={"eval_every": 5_000}, run=run, **settings)
+    run = {"tune_cpu": tune_cpu, "compile": compile, "eval_episodes": 50}
+    return Entry(TASK, label, total_steps=25_000, run=run, **{"train": {"eval_every": 5_000}, **settings})
 
 
 STUDIES: Mapping[str, tuple[Entry, ...]] = {
@@ -90,33 +68,19 @@ STUDIES: Mapping[str, tuple[Entry, ...]] = {
     "bench/learning": (
         _faster("as PyTorch comes", tune_cpu=False),
         _faster("CPU tuned"),
-        _faster("CPU tuned, bfloat16", nets={"precision": "bfloat16"}),
+        _faster("compiled", compile="on"),
+        _faster("compiled, bfloat16", compile="on", nets={"precision": "bfloat16"}),
+        _faster("overlap", train={"eval_every": 5_000, "overlap": True}),
     ),
+    "recipes": recipes.ENTRIES,
     "adroit": tuple(Entry(base, "Policy Decorator") for base in ("adroit/door", "adroit/pen")),
 }
-
-
-def config(entry: Entry, seed: int) -> RefineConfig:
-    base = lookup("base policy of the studies", entry.base, BASES)
-    cfg = settings(
-        "quick",
-        base.task,
-        kind=base.policy,
-        bound=entry.bound,
-        horizon=entry.horizon,
-        total_steps=entry.total_steps,
-    )
-    nets, sac = replace(cfg.learn.nets, **entry.nets), replace(cfg.learn.sac, **entry.sac)
-    learn = replace(cfg.learn, **entry.learn, nets=nets, sac=sac)
-    train = replace(cfg.train, **entry.train)
-    run = {"workers": 0, **entry.run}  # runs stand side by side, each on its own core; the results are the same
-    return replace(cfg, method=entry.method, policy=base.policy, seed=seed, learn=learn, train=train, **run)
 
 
 @dataclass(frozen=True)
 class StudyConfig:
     study: tyro.conf.Positional[str]
-    """demo, controlled-exploration, adroit or bench/learning."""
+    """demo, controlled-exploration, adroit, recipes or bench/learning."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """A run of every entry for each."""
     jobs: int = 1
@@ -127,6 +91,10 @@ class StudyConfig:
     """Where the run folders go."""
     results: Path = Path("results")
     """Where the tables go."""
+    tasks: tuple[str, ...] = ()
+    """The entries on these base policies; none given: on all."""
+    labels: tuple[str, ...] = ()
+    """The entries of these names; none given: all."""
     only: tuple[int, int] | None = None
     """Run one (entry, seed) and nothing else; used for the processes of `jobs`."""
 
@@ -150,13 +118,19 @@ def main(cfg: StudyConfig) -> None:
     if cfg.only is not None:
         run_one(cfg, *cfg.only)
         return
-    todo = [(i, s) for s in cfg.seeds for i in range(len(entries)) if not (folder(cfg, i, s) / "summary.json").exists()]
+    wanted = [i for i, entry in enumerate(entries) if _chosen(cfg, entry)]
+    todo = [(i, s) for s in cfg.seeds for i in wanted if not (folder(cfg, i, s) / "summary.json").exists()]
     with ThreadPoolExecutor(cfg.jobs) as pool:
         codes = list(pool.map(lambda job: _spawn(cfg, *job), todo))
     failed = [job for job, code in zip(todo, codes, strict=True) if code]
     if failed:
         raise SystemExit(f"{len(failed)} of {len(todo)} runs failed (entry, seed): {failed}. Their output is above.")
-    collect(cfg)
+    if len(wanted) == len(entries):
+        collect(cfg)
+
+
+def _chosen(cfg: StudyConfig, entry: Entry) -> bool:
+    return (not cfg.tasks or entry.base in cfg.tasks) and (not cfg.labels or entry.label in cfg.labels)
 
 
 def _spawn(cfg: StudyConfig, index: int, seed: int) -> int:
@@ -188,6 +162,8 @@ def collect(cfg: StudyConfig) -> None:
     out.mkdir(parents=True, exist_ok=True)
     _write_csv(out / "summary.csv", SUMMARY, rows)
     _write_csv(out / "curves.csv", ("task", "method", "seed", "env_steps", "metric", "value"), curves)
+    if cfg.study == "recipes":
+        atomic_json(out / "summary.json", recipes.summary(curves))
     for base, runs in pictures.items():
         atomic_bytes(out / f"{base.replace('/', '-')}.png", png(compare(runs)))
     seeds = " ".join(map(str, cfg.seeds))

@@ -1,0 +1,127 @@
+"""The study of recipes: `paper`, `fast`, and `fast` without each of its parts, everything else being equal.
+
+What `fast` is was found on `FOUND_ON`; the tasks of `HELD_OUT` were looked at only afterwards.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from policy_decorator.experiments.entry import Entry, config
+
+FOUND_ON = ("metaworld/peg-insert-side", "metaworld/assembly", "metaworld/shelf-place", "adroit/door")
+HELD_OUT = ("metaworld/push-wall", "metaworld/hand-insert", "adroit/pen")
+
+PAPER_STEPS = {"metaworld": 150_000, "adroit": 200_000}
+"""Environment steps after which `paper` is given up, by simulator."""
+FAST_STEPS = {"metaworld": 40_000, "adroit": 100_000}
+PAPER_METAWORLD = {"bound": 0.3, "horizon": 20_000}
+"""alpha and H for tasks that are not in the paper: its alpha on most tasks, and an H that leaves `paper` time."""
+
+WITHOUT: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "bound = auto": {},
+    "horizon = auto": {},
+    "residual penalty": {"sac": {"residual_penalty": 0.0}},
+    "the base's action as input": {"learn": {"actor_sees": "obs"}},
+    "demonstrations in the batches": {"learn": {"demo_share": 0.0}},
+    "n-step returns": {"learn": {"n_step": 1}},
+    "LayerNorm in the critics": {"nets": {"critic_layer_norm": False}},
+    "reward 0 and 1": {"learn": {"reward_shift": -1.0}},
+    "observation statistics": {"learn": {"standardize_obs": False}},
+}
+"""A part of `fast` -> the settings in which the paper does without it. The two autos take alpha and H of `paper`."""
+WITHOUT_ON = ("metaworld/peg-insert-side", "metaworld/assembly", "metaworld/push-wall", "adroit/door")
+
+LAST = 3
+"""Evaluations whose mean is called the end of a curve."""
+
+
+def _entries(task: str) -> list[Entry]:
+    simulator = task.split("/")[0]
+    by_hand: dict[str, Any] = PAPER_METAWORLD if simulator == "metaworld" else {}  # else Table 8
+    # Half the number of digits in the hidden layers: it learns the same (results/bench/learning), in less time.
+    common: dict[str, Any] = {"nets": {"precision": "bfloat16"}, "run": {"compile": "on"}}
+    paper = Entry(
+        task,
+        "paper",
+        preset="paper",
+        total_steps=PAPER_STEPS[simulator],
+        train={"eval_every": 10_000},
+        **common,
+        **by_hand,
+    )
+    fast = Entry(task, "fast", preset="fast", total_steps=FAST_STEPS[simulator], train={"eval_every": 5_000}, **common)
+    return [paper, fast, *(_without(fast, part, paper) for part in WITHOUT if task in WITHOUT_ON)]
+
+
+def _without(fast: Entry, part: str, paper: Entry) -> Entry:
+    changes: dict[str, Any] = {name: {**getattr(fast, name), **values} for name, values in WITHOUT[part].items()}
+    if part.endswith("= auto"):
+        name = part.split()[0]
+        changes[name] = getattr(config(paper, seed=0).learn, name)
+    return replace(fast, label=f"fast without {part}", **changes)
+
+
+ENTRIES = tuple(entry for task in (*FOUND_ON, *HELD_OUT) for entry in _entries(task))
+
+
+Curve = dict[int, list[float]]  # environment steps -> the success of every seed
+
+
+def summary(curves: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    """What the recipes need and reach, from the lines of curves.csv: (task, recipe, seed, steps, metric, value)."""
+    tasks = {task: _compared(_curves(curves, task, "paper"), _curves(curves, task, "fast")) for task in _tasks(curves)}
+    return {
+        "metric": "eval/behaviour: validation episodes as the policy would act at that time; mean over the seeds",
+        "plateau": f"the higher of the two curves' ends (mean of the last {LAST} evaluations)",
+        "held_out": [task for task in tasks if task in HELD_OUT],
+        "steps_ratio_fast_over_paper": {task: row["steps_ratio_fast_over_paper"] for task, row in tasks.items()},
+        "tasks": tasks,
+        "ends": {
+            task: {entry.label: _end(_curves(curves, task, entry.label)) for entry in ENTRIES if entry.base == task}
+            for task in tasks
+        },
+    }
+
+
+def _tasks(curves: Sequence[Sequence[Any]]) -> list[str]:
+    return list(dict.fromkeys(row[0] for row in curves))
+
+
+def _curves(curves: Sequence[Sequence[Any]], task: str, recipe: str) -> Curve:
+    found: Curve = {}
+    for base, label, _, steps, metric, value in curves:
+        if (base, label, metric) == (task, recipe, "eval/behaviour"):
+            found.setdefault(steps, []).append(value)
+    return dict(sorted(found.items()))
+
+
+def _end(curve: Curve) -> float:
+    return float(np.mean([np.mean(values) for values in list(curve.values())[-LAST:]]))
+
+
+def _compared(paper: Curve, fast: Curve) -> dict[str, Any]:
+    """Steps to 95 % of the plateau. Where `paper` is not there at its last step the ratio is an upper bound."""
+    plateau = max(_end(paper), _end(fast))
+    steps = {name: _reached(curve, 0.95 * plateau) for name, curve in (("paper", paper), ("fast", fast))}
+    most = steps["paper"] or max(paper)
+    base, after = (
+        np.array(fast[0]),
+        np.array([values for step, values in fast.items() if step > 0]),
+    )  # (evaluations, seeds)
+    return {
+        "base": float(base.mean()),
+        "plateau": plateau,
+        "steps_to_95_percent": steps,
+        "steps_ratio_fast_over_paper": steps["fast"] / most if steps["fast"] else None,
+        "ratio_is_an_upper_bound": steps["paper"] is None,
+        "fast_lowest_below_base": float(max(0.0, (base.mean() - after.mean(axis=1)).max())),
+        "fast_lowest_below_base_of_a_seed": float(max(0.0, (base - after).max())),
+        "fast_seeds_that_end_below_base": int((after[-1] < base).sum()),
+    }
+
+
+def _reached(curve: Curve, level: float) -> int | None:
+    return next((step for step, values in curve.items() if np.mean(values) >= level), None)
