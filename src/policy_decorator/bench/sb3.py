@@ -77,6 +77,7 @@ class StableBaselines:
 
     def __init__(self, cfg: BenchConfig, how: Setting) -> None:
         from stable_baselines3 import SAC
+        from stable_baselines3.common.logger import Logger
         from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
         if how.threads is not None:
@@ -102,6 +103,7 @@ class StableBaselines:
             device=cfg.device,
             seed=0,
         )
+        self.model.set_logger(Logger(folder=None, output_formats=[]))  # its own would leave folders behind
         self._learn(WARMUP_STEPS + 2 * STEPS_PER_ROUND)
 
     def __call__(self, question: Question) -> float | dict[str, int | None]:
