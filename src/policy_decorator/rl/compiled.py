@@ -32,6 +32,10 @@ def can_compile() -> bool:
     return hasattr(config, "trace_autograd_ops")
 
 
+LEARNERS = 256
+"""Graphs that one process may make of one kind of learner: two for each, and two more for another number of threads."""
+
+
 class Updated(Protocol):
     """What learns: its optimisers are attributes of it, its actor takes a step at every `cfg.actor_every`th update."""
 
@@ -58,19 +62,20 @@ class Compiled:
 
     def step(self, b: Transition, with_actor: bool) -> Metrics:
         """As the learner's own."""
-        if with_actor not in self.works:
-            return self._try(b, with_actor)
-        return (self.graphs if self.works[with_actor] else self.learner.step)(b, with_actor)
+        from torch._dynamo import config
+
+        if not self.works.get(with_actor, True):
+            return self.learner.step(b, with_actor)
+        with config.patch(trace_autograd_ops=True, recompile_limit=LEARNERS):  # also where it is compiled anew
+            return self.graphs(b, with_actor) if with_actor in self.works else self._try(b, with_actor)
 
     def _try(self, b: Transition, with_actor: bool) -> Metrics:
-        from torch._dynamo import config
         from torch._dynamo.exc import TorchDynamoException
         from torch._inductor.exc import InductorError
 
         self.works[with_actor] = True
         try:
-            with config.patch(trace_autograd_ops=True):
-                return self.graphs(b, with_actor)
+            return self.graphs(b, with_actor)
         except (TorchDynamoException, InductorError) as error:  # before anything was computed
             self.works[with_actor] = False
             reason = str(error).strip().split("\n")[0]
