@@ -63,7 +63,7 @@ class BenchConfig:
     """Number formats of our hidden layers to measure."""
     sb3: bool = True
     """Measure Stable-Baselines3 too."""
-    repeats: int = 5
+    repeats: int = 3
     """How often everything is measured, in turns; the median counts."""
     seconds: float = 0.5
     """Time of one repeat of an update."""
