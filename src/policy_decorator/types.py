@@ -51,7 +51,6 @@ class BasePolicy(Protocol):
 
     @property
     def context(self) -> int: ...  # To, how many frames it looks at
-
     def act(self, window: Tensor) -> Tensor: ...  # (B, To, Do) -> (B, Ta, Da), executable as it is
 
 

@@ -1,11 +1,19 @@
 """alpha from demonstrations, and epsilon from measured success."""
 
+from dataclasses import replace
+from typing import Literal, cast
+
 import pytest
 import torch
 
+from policy_decorator.envs.toy import BiasedController, Reach
+from policy_decorator.errors import UserError
+from policy_decorator.methods import METHODS, Problem
+from policy_decorator.methods.policy_decorator import Config
 from policy_decorator.rl.auto import BOUND_SHARE, MeasuredExploration, bound_of
 from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.monitor import Monitor
+from policy_decorator.rl.sac import SAC, SACConfig
 
 ROWS = torch.zeros(4, dtype=torch.long)
 
@@ -93,7 +101,7 @@ def test_it_closes_when_success_falls_and_opens_again_when_it_is_back() -> None:
 def test_a_shortfall_within_a_standard_error_is_taken_for_chance(rate: float, opens: bool) -> None:
     """Of 25 episodes at 60 %: 0.098."""
     gate = _gate(_episodes(0.6))
-    gate.value = 0.5
+    gate.trust = 0.5
     gate.monitor.recent.extend(_episodes(rate))
     gate(101, ROWS)
     assert (gate.epsilon(101) > 0.5) == opens
@@ -123,3 +131,38 @@ def test_its_state_is_all_there_is_to_go_on_with() -> None:
         gate(step, ROWS)
         other(step, ROWS)
         assert other.epsilon(step) == gate.epsilon(step)
+
+
+def test_the_penalty_fades_after_epsilon_is_1_and_is_the_first_to_come_back() -> None:
+    weight = torch.tensor(0.04)
+    gate = MeasuredExploration(Monitor(), 100, 1000, penalty=weight)
+    gate.monitor.recent.extend(_episodes(0.6))
+    gate(100, ROWS)
+    for step, epsilon, penalty in ((600, 0.5, 0.04), (1100, 1.0, 0.04), (1350, 1.0, 0.03), (2100, 1.0, 0.0)):
+        gate(step, ROWS)
+        assert gate.epsilon(step) == pytest.approx(epsilon)
+        assert weight.item() == pytest.approx(penalty, abs=1e-8)
+    gate(9000, ROWS)
+    gate.monitor.recent.extend(_episodes(0.2))
+    for step, epsilon, penalty in ((9500, 1.0, 0.02), (10_000, 1.0, 0.04), (10_500, 0.5, 0.04)):
+        gate(step, ROWS)
+        assert (gate.epsilon(step), weight.item()) == pytest.approx((epsilon, penalty))
+    again = MeasuredExploration(gate.monitor, 100, 1000, penalty=torch.tensor(0.04))
+    again.restore(gate.state())
+    again(10_750, ROWS)
+    assert again.epsilon(0) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("learner", ["sac", "td3"])
+def test_a_run_trusts_its_learner_with_less_penalty(learner: Literal["sac", "td3"]) -> None:
+    cfg = Config(horizon="auto", penalty_fades=True, learner=learner, sac=SACConfig(residual_penalty=0.04))
+    run = METHODS["policy-decorator"].build(cfg, Problem(Reach(4), BiasedController(), 4, (1, 2), 2000, 100))
+    gate, penalty = cast(MeasuredExploration, run.collector.gate), cast(SAC, run.learner).penalty
+    assert penalty is not None
+    gate.base_rate = 0.5
+    run.monitor.recent.extend([True] * 25)
+    gate(15_000, ROWS)
+    assert penalty.item() == pytest.approx(0.02)
+    for wrong in ({"horizon": 100}, {"sac": SACConfig()}):
+        with pytest.raises(UserError, match="penalty_fades needs"):
+            replace(cfg, **wrong)

@@ -102,8 +102,9 @@ def test_the_target_believes_the_smallest_of_a_subset_and_the_actor_climbs_the_m
 
 def test_the_residual_penalty_pulls_the_actor_to_the_base() -> None:
     plain, b = _sac(SACConfig(temperature=0.3)), _batch()
-    held = copy.deepcopy(plain)
-    held.cfg = replace(held.cfg, residual_penalty=0.5)
+    held = _sac(SACConfig(temperature=0.3, residual_penalty=0.5))
+    for name in ("actor", "critic", "target"):
+        getattr(held, name).load_state_dict(getattr(plain, name).state_dict())
     losses = []
     for learner in (plain, held):
         torch.manual_seed(3)

@@ -44,7 +44,8 @@ class MeasuredExploration:
 
     The base's rate is that of its own episodes: it acts alone until `start`, and on until `episodes` of them have
     ended. It is compared with the latest `episodes` training episodes, and a shortfall within `tolerance` standard
-    errors is taken for chance.
+    errors is taken for chance. Where there is a `penalty`, trust goes on after epsilon is 1, at the same pace: the
+    penalty on the residual's size then falls to 0, and is the first to come back.
     """
 
     monitor: Monitor
@@ -54,20 +55,26 @@ class MeasuredExploration:
     """Environment steps from 0 to 1 if nothing speaks against it, and back."""
     episodes: int = 25
     tolerance: float = 1.0
+    penalty: Tensor | None = None
+    """The learner's weight of the residual's size, in its memory; full until epsilon is 1."""
     base_rate: float | None = None
-    value: float = 0.0
+    trust: float = 0.0
+    """0 to 1: epsilon; 1 to 2: how much of the penalty is gone."""
     at: int = 0
     """Environment steps up to which the measurements have been taken into account."""
 
+    def __post_init__(self) -> None:
+        self.full_penalty = None if self.penalty is None else self.penalty.clone()
+
     def epsilon(self, step: int) -> float:
         """As last decided: unlike a schedule's, it cannot be said for other steps."""
-        return self.value
+        return min(self.trust, 1.0)
 
     def __call__(self, step: int, episode_step: Tensor) -> Tensor:
         if step > self.at:
             self._measure(step)
             self.at = step
-        return torch.rand(episode_step.shape, device=episode_step.device) < self.value
+        return torch.rand(episode_step.shape, device=episode_step.device) < self.epsilon(step)
 
     def _measure(self, step: int) -> None:
         latest = list(self.monitor.recent)
@@ -78,10 +85,13 @@ class MeasuredExploration:
         rate = sum(latest[-self.episodes :]) / self.episodes
         spread = math.sqrt(max(self.base_rate * (1 - self.base_rate), LEAST_VARIANCE) / self.episodes)
         direction = 1 if rate >= self.base_rate - self.tolerance * spread else -1
-        self.value = min(max(self.value + direction * (step - self.at) / self.opening_steps, 0.0), 1.0)
+        most = 1.0 if self.penalty is None else 2.0
+        self.trust = min(max(self.trust + direction * (step - self.at) / self.opening_steps, 0.0), most)
+        if self.penalty is not None and self.full_penalty is not None:
+            torch.mul(self.full_penalty, min(2.0 - self.trust, 1.0), out=self.penalty)
 
     def state(self) -> dict[str, Any]:
-        return {"base_rate": self.base_rate, "value": self.value, "at": self.at}
+        return {"base_rate": self.base_rate, "trust": self.trust, "at": self.at}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.base_rate, self.value, self.at = state["base_rate"], state["value"], state["at"]
+        self.base_rate, self.trust, self.at = state["base_rate"], state["trust"], state["at"]

@@ -8,9 +8,9 @@ from torch.optim.adam import Adam, adam
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-def penalised(loss: Tensor, raw: Tensor, weight: float) -> Tensor:
+def penalised(loss: Tensor, raw: Tensor, weight: Tensor | None) -> Tensor:
     """loss (B,) + weight * |raw|^2 per row; without a weight nothing is computed."""
-    return loss + weight * raw.flatten(1).square().sum(-1) if weight else loss
+    return loss if weight is None else loss + weight * raw.flatten(1).square().sum(-1)
 
 
 class Descent(Adam):

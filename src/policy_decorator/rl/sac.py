@@ -60,6 +60,7 @@ class SAC:
     def __post_init__(self) -> None:
         self.target = deepcopy(self.critic).requires_grad_(False)
         self.log_temperature = next(self.actor.parameters()).new_tensor(self.cfg.temperature).log().requires_grad_()
+        self.penalty = self.log_temperature.new_tensor(self.cfg.residual_penalty) if self.cfg.residual_penalty else None
         self.critic_opt = Descent(self.critic.parameters(), self.cfg.lr, self.cfg.max_grad_norm)
         self.actor_opt = Descent(self.actor.parameters(), self.cfg.lr, self.cfg.max_grad_norm)
         self.temperature_opt = Descent([self.log_temperature], self.cfg.lr, self.cfg.max_grad_norm)
@@ -84,7 +85,7 @@ class SAC:
         """Eq. 7; also returns the log-probabilities for the temperature."""
         raw, log_prob = self.actor(self.composition.actor_input(b.obs, b.base))
         q = combined(self.critic(b.obs, self.composition.critic_action(b.base, raw)), self.cfg.actor_value)
-        return penalised(self.temperature * log_prob - q, raw, self.cfg.residual_penalty).mean(), log_prob.detach()
+        return penalised(self.temperature * log_prob - q, raw, self.penalty).mean(), log_prob.detach()
 
     def temperature_loss(self, log_prob: Tensor) -> Tensor:
         """Eq. 18 on log alpha, as the released code."""

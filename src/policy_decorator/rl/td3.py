@@ -69,6 +69,8 @@ class TD3:
     def __post_init__(self) -> None:
         self.target = deepcopy(self.critic).requires_grad_(False)
         self.target_actor = deepcopy(self.actor).requires_grad_(False)
+        weight = self.cfg.residual_penalty
+        self.penalty = next(self.actor.parameters()).new_tensor(weight) if weight else None
         self.critic_opt = Descent(self.critic.parameters(), self.cfg.lr, self.cfg.max_grad_norm)
         self.actor_opt = Descent(self.actor.parameters(), self.cfg.lr, self.cfg.max_grad_norm)
 
@@ -91,7 +93,7 @@ class TD3:
         """Minus the value of what the actor would do, and the penalty on its size."""
         raw = self.actor.mode(self.composition.actor_input(b.obs, b.base))
         q = combined(self.critic(b.obs, self.composition.critic_action(b.base, raw)), self.cfg.actor_value)
-        return penalised(-q, raw, self.cfg.residual_penalty).mean()
+        return penalised(-q, raw, self.penalty).mean()
 
     def update(self, b: Transition) -> dict[str, Tensor]:
         """One gradient step of each loss."""
