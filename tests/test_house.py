@@ -140,16 +140,17 @@ def different_settings(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
             yield prefix + field.name
 
 
-def test_quick_preset_is_documented() -> None:
+@pytest.mark.parametrize(("name", "other"), [("quick", "paper"), ("fast", "quick")])
+def test_presets_are_documented_by_what_differs(name: str, other: str) -> None:
     from policy_decorator.experiments.presets import settings
 
     page = read("docs/differences-from-the-paper.md")
-    section = page.split("## The preset `quick`")[1].split("\n## ")[0]
+    section = page.split(f"## The preset `{name}`")[1].split("\n## ")[0]
     table = re.findall(r"^\| `([a-z_.]+)` \| .* \| (.*) \| .* \|$", section, re.MULTILINE)
-    quick = settings("quick", "any task")
-    assert {name for name, _ in table} == set(different_settings(settings("paper", "any task"), quick))
-    for name, written in table:
-        says(quick, name, written)
+    preset = settings(name, "any task")
+    assert {setting for setting, _ in table} == set(different_settings(settings(other, "any task"), preset))
+    for setting, written in table:
+        says(preset, setting, written)
 
 
 def says(config: Any, name: str, written: str) -> None:

@@ -94,9 +94,8 @@ def _quick_hand(cfg: RefineConfig) -> RefineConfig:
 def _fast(task: str, kind: str) -> RefineConfig:
     """`quick` with nothing left to choose: alpha from the demonstrations, epsilon from measured success."""
     cfg = _quick(task, kind)
-    sac = replace(cfg.learn.sac, residual_penalty=0.003)
-    learn = replace(cfg.learn, bound="auto", horizon="auto", actor_sees="obs+base", sac=sac)
-    return replace(cfg, learn=learn)
+    sac = replace(cfg.learn.sac, target_entropy=SACConfig.target_entropy, residual_penalty=0.01)
+    return replace(cfg, learn=replace(cfg.learn, bound="auto", horizon="auto", actor_sees="obs+base", sac=sac))
 
 
 PRESETS: Mapping[str, Preset] = {
