@@ -33,3 +33,21 @@ def test_random_state_is_left_alone() -> None:
     state = torch.get_rng_state()
     machine.use_cpu_well()
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_fewest_threads_that_are_as_fast_as_any_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    took, clock = {1: 5.0, 2: 2.0, 4: 1.02, 6: 1.0}, [0.0]
+    now = [6]
+    monkeypatch.setattr(machine.torch, "get_num_threads", lambda: now[0])
+    monkeypatch.setattr(machine.torch, "set_num_threads", lambda n: now.__setitem__(0, n))
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: clock[0])
+
+    def work() -> None:
+        clock[0] += took[now[0]]
+
+    assert machine.fastest_threads(work) == 4
+    assert now == [6]
+    took[2] = 0.5
+    assert machine.fastest_threads(work) == 2
+    now[0] = 1
+    assert machine.fastest_threads(work) == 1

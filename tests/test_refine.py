@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import policy_decorator as package
-from policy_decorator import api
+from policy_decorator import api, machine
 from policy_decorator.base_policies import build
 from policy_decorator.base_policies.checkpoint import parameter_hash, save_policy
 from policy_decorator.base_policies.mlp import MLPConfig
@@ -52,6 +52,26 @@ class Counted:
 
 
 # ---- the same numbers -----------------------------------------------------------------------------------------
+
+
+def test_measuring_the_threads_leaves_no_trace(
+    tmp_path: Path, make_config: MakeConfig, noisy: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def fastest(work: Callable[[], object]) -> int:
+        work()
+        work()
+        asked.append(torch.get_num_threads())
+        return asked[0]
+
+    monkeypatch.setattr(machine, "fastest_threads", fastest)
+    folders = [_folder(tmp_path / str(threads), make_config(threads=threads)) for threads in (None, "auto")]
+    for threads, folder in zip((None, "auto"), folders, strict=True):
+        refined, _ = refine(make_config(threads=threads), noisy, folder)
+        assert refined.summary["threads"] == torch.get_num_threads()
+    assert len(asked) == 1
+    assert _metrics(folders[0]) == _metrics(folders[1])
 
 
 def test_the_same_seed_gives_the_same_run_and_another_one_another(

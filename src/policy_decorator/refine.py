@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -38,7 +38,7 @@ from policy_decorator.rl.compiled import WORTH_IT, can_compile
 from policy_decorator.runlog import RunFolder
 from policy_decorator.statistics import paired_gain, wilson
 from policy_decorator.train import TrainConfig, train
-from policy_decorator.types import BasePolicy, VectorEnv
+from policy_decorator.types import BasePolicy, Transition, VectorEnv
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class RefineConfig:
     """The residual handed over: of the best evaluation during training, or of its end."""
     seed: int = 0
     """Of the networks, the exploration and the training episodes. Evaluation seeds are the same for every seed."""
-    threads: int | None = None
-    """Threads of the learner on a CPU; None leaves torch's choice. One is fastest for small networks and batches."""
+    threads: int | Literal["auto"] | None = None
+    """Threads of the learner on a CPU; None leaves torch's choice, auto takes what makes a few updates fastest."""
     tune_cpu: bool = True
     """Let the CPU do the same arithmetic in less time (see `machine`)."""
     device: str = "auto"
@@ -125,12 +125,14 @@ class Refinement:
         self.demo_base_queries = 0
         if cfg.tune_cpu:
             machine.use_cpu_well()
-        if cfg.threads is not None:
+        if isinstance(cfg.threads, int):
             torch.set_num_threads(cfg.threads)
         torch.manual_seed(cfg.seed)
         self.eval_env = self._vector(min(cfg.envs, cfg.eval_episodes))
         self._check_answer()
         self.run = method.build(cfg.learn, self._problem(demos))
+        if cfg.threads == "auto" and self.device.type == "cpu":
+            torch.set_num_threads(machine.fastest_threads(self._update_of_a_copy()))
         self.best: dict[str, Any] = {"success": -1.0, "step": 0, "actor": None}
         self.eval_env_steps = 0
 
@@ -176,6 +178,20 @@ class Refinement:
             )
         if not answer.isfinite().all():
             raise UserError("The base policy's first action is not finite: look at its observation statistics.")
+
+    def _update_of_a_copy(self) -> Callable[[], object]:
+        """An update like those of this run, which leaves no trace in it."""
+        learner, c = copy.deepcopy(self.run.learner), self.run.collector
+        n = self.cfg.learn.sac.batch_size
+        obs, action = (torch.zeros(n, *x.shape[1:], device=self.device) for x in (c.window[:, -1], c.action))
+        flat = torch.zeros(n, device=self.device)
+        batch = Transition(obs, action, action, flat, flat, flat + 1, obs, action)
+
+        def update() -> None:
+            with torch.random.fork_rng():
+                learner.update(batch)
+
+        return update
 
     # ---- evaluation -------------------------------------------------------------------------------------------
 
@@ -302,6 +318,7 @@ class Refinement:
             **self.counts(),
             "demo_base_queries": self.demo_base_queries,
             "eval_env_steps": self.eval_env_steps,
+            "threads": torch.get_num_threads(),
             "wall_seconds": round(self.folder.wall_seconds, 1) if self.folder else None,
             "bound": getattr(self.run.collector.composition, "bound", None),
             "horizon": getattr(self.run.collector.gate, "horizon", "auto"),
