@@ -22,7 +22,7 @@ Step = Callable[[Transition, bool], Metrics]
 """A batch, and whether the actor takes a step too."""
 
 WORTH_IT = 10_000
-"""Updates that take longer than the compilation saves."""
+"""Updates from which on compilation saves more time than it takes."""
 
 
 def can_compile() -> bool:
@@ -32,7 +32,7 @@ def can_compile() -> bool:
     return hasattr(config, "trace_autograd_ops")
 
 
-LEARNERS = 256
+MOST_GRAPHS = 256
 """Graphs that one process may make of one kind of learner: two for each, and two more for another number of threads."""
 
 
@@ -66,7 +66,7 @@ class Compiled:
 
         if not self.works.get(with_actor, True):
             return self.learner.step(b, with_actor)
-        with config.patch(trace_autograd_ops=True, recompile_limit=LEARNERS):  # also where it is compiled anew
+        with config.patch(trace_autograd_ops=True, recompile_limit=MOST_GRAPHS):  # also where it is compiled anew
             return self.graphs(b, with_actor) if with_actor in self.works else self._try(b, with_actor)
 
     def _try(self, b: Transition, with_actor: bool) -> Metrics:
