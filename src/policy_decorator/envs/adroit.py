@@ -14,7 +14,7 @@ import numpy as np
 
 from policy_decorator.envs import rendering
 from policy_decorator.envs.images import SeenByCamera
-from policy_decorator.envs.task import Images, Task
+from policy_decorator.envs.task import Images, Task, installed
 from policy_decorator.errors import MissingExtra, lookup
 
 CONTROL_HZ = 100.0
@@ -167,6 +167,7 @@ def _task(name: str, hand: Hand) -> Task:
             f"or --from-minari D4RL/{name}/human-v2; or --from-policy"
         ),
         make_env=partial(make_env, name),
+        why_not=partial(installed, "gymnasium_robotics", extra="adroit"),
         images={"rgb": _images(name, hand)},
         points=hand.points,
     )

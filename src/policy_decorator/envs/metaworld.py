@@ -14,7 +14,7 @@ import numpy as np
 
 from policy_decorator.envs import rendering
 from policy_decorator.envs.images import SeenByCamera
-from policy_decorator.envs.task import Expert, Images, Task
+from policy_decorator.envs.task import Expert, Images, Task, installed
 from policy_decorator.errors import MissingExtra, lookup
 
 OBS_SIZE, ACTION_SIZE = 39, 4
@@ -208,6 +208,7 @@ def _task(name: str) -> Task:
         demos="scripted expert, embedded",
         make_env=partial(make_env, name),
         make_expert=partial(make_expert, name),
+        why_not=partial(installed, "metaworld", extra="metaworld"),
         images={"rgb": _images(name)},
         points={"gripper": (0, 1, 2), "object": (4, 5, 6), "goal": (36, 37, 38)},
     )

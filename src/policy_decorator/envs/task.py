@@ -1,5 +1,6 @@
 """What a task is: one entry per task, with its sizes, its time limit and its meaning of success."""
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,13 @@ from policy_decorator.errors import lookup
 from policy_decorator.types import VectorEnv
 
 Expert = Callable[[np.ndarray], np.ndarray]
+
+
+def installed(*libraries: str, extra: str) -> str | None:
+    """None, or how to install those of `libraries` that are missing; nothing is imported."""
+    if all(importlib.util.find_spec(library) for library in libraries):
+        return None
+    return f'pip install "policy-decorator[{extra}]"'
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,8 @@ class Task:
     """Set where the simulator itself is vectorised: (n, max_steps, device) -> environments."""
     make_on_gpu: Callable[..., VectorEnv] | None = None
     """Set where thousands of environments can be simulated on a GPU: (n, max_steps, context, chunk, device)."""
+    why_not: Callable[[], str | None] = lambda: None
+    """What is missing on this machine for the task to run, in one line; None where nothing is."""
     renders: bool = True
     """Whether `make_env("rgb_array")` draws."""
     images: Mapping[str, Images] = field(default_factory=dict)

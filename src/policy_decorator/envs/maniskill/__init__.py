@@ -6,7 +6,7 @@ Source: Mu et al. 2021, Gu et al. 2023, Tao et al. 2024 (arXiv:2410.00425); pape
 from functools import partial
 
 from policy_decorator.envs.maniskill.batched import BatchedSimulation
-from policy_decorator.envs.maniskill.simulator import Simulated, make_env
+from policy_decorator.envs.maniskill.simulator import Simulated, make_env, why_not
 from policy_decorator.envs.task import Images, Task
 from policy_decorator.errors import lookup
 
@@ -58,6 +58,7 @@ def _task(name: str, simulated: Simulated) -> Task:
         demos=f"ManiSkill's motion planning: pidec demos maniskill/{name}",
         make_env=partial(make_env, simulated),
         make_on_gpu=partial(BatchedSimulation, simulated),
+        why_not=why_not,
         images={"rgbd": _images(simulated)},
         points=simulated.points,
     )

@@ -1,7 +1,10 @@
 """ManiSkill 3's simulator: how an environment of it is made, and one of them on the CPU as a Gymnasium environment."""
 
+import functools
 import importlib
 import logging
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +14,7 @@ import torch
 from torch import Tensor
 
 from policy_decorator.envs import rendering
-from policy_decorator.envs.task import image_space
+from policy_decorator.envs.task import image_space, installed
 from policy_decorator.errors import MissingExtra, UserError
 
 NO_DRIVER = "failed to find a rendering device"
@@ -89,6 +92,16 @@ def how_to_get_a_driver() -> str:
         "ManiSkill needs a Vulkan driver, even where nothing is drawn, and finds none. On Debian or Ubuntu: "
         "sudo scripts/sim-drivers (or apt-get install libvulkan1 and mesa-vulkan-drivers 25 or newer)."
     )
+
+
+@functools.cache
+def why_not() -> str | None:
+    """What is missing here for ManiSkill to run. A driver is looked for in a process of its own: it may crash."""
+    if missing := installed("mani_skill", extra="maniskill"):
+        return missing
+    probe = [sys.executable, "-c", "import sapien; sapien.render.RenderMaterial()"]
+    works = subprocess.run(probe, capture_output=True, timeout=120).returncode == 0
+    return None if works else how_to_get_a_driver()
 
 
 def frame_of(obs: Any, simulated: Simulated) -> Any:
