@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from policy_decorator.demos.dataset import Demonstrations
 
 EPISODES = 25
+FILES = ("from_dapg", "from_d4rl", "from_minari")
+"""Options that read demonstrations instead of recording them."""
 ABOUT = """Record demonstrations of a task in simulation (by its scripted expert, a saved policy or a published \
 expert), or read them from a file of others. Only successful episodes are kept."""
 
@@ -46,6 +48,8 @@ class Options:
     """Record this expert: an .npz file with the weights of a published Adroit expert."""
     from_dapg: Path | None = None
     """Read this file: a demonstration pickle of DAPG, opened with everything but arrays refused."""
+    from_d4rl: Path | None = None
+    """Read this file: HDF5 of D4RL's Adroit datasets (human, cloned, expert)."""
     from_minari: str | None = None
     """Read this Minari dataset: its id or its folder."""
     download: Switch = False
@@ -87,13 +91,13 @@ def run(options: Options) -> Answer:
 
 
 def _check_options(o: Options) -> None:
-    options = ("from_policy", "from_expert_npz", "from_dapg", "from_minari")
+    options = ("from_policy", "from_expert_npz", *FILES)
     sources = [_flag(name) for name in options if getattr(o, name) is not None]
     if len(sources) > 1:
         raise UserError(f"{' and '.join(sources)} contradict each other: demonstrations have one source.")
     if o.download and o.from_minari is None:
         raise UserError("--download is for Minari datasets: give --from-minari ID, or leave it out.")
-    if o.from_dapg is None and o.from_minari is None:
+    if not set(sources) & {_flag(name) for name in FILES}:
         return
     recording = {"noise": 0.0, "seed": 0, "keep_failures": False, "max_attempts": None}
     idle = [_flag(name) for name, unset in recording.items() if getattr(o, name) != unset]
@@ -110,6 +114,10 @@ def _read(o: Options, task: "envs.Task") -> "Demonstrations | None":
         from policy_decorator.demos.dapg import read_dapg
 
         demos = read_dapg(o.from_dapg, task)
+    elif o.from_d4rl is not None:
+        from policy_decorator.demos.d4rl import read_d4rl
+
+        demos = read_d4rl(o.from_d4rl, task)
     elif o.from_minari is not None:
         from policy_decorator.demos.minari_reader import read_minari
 
