@@ -5,6 +5,7 @@ where `timeouts` or `terminals` is True, without terminal observations and witho
 are cut off in the middle of an episode.
 """
 
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -42,7 +43,7 @@ def read_d4rl(path: str | Path, task: Task) -> Demonstrations:
     rule = adroit_success.rule_for(task)
     if arrays["observations"].shape[1] != task.obs_size:
         rule = None  # `check` refuses below, in words
-    episodes = [_episode(arrays, slice(*ends), rule) for ends in zip(bounds[:-1], bounds[1:], strict=True)]
+    episodes = [_episode(arrays, slice(*ends), rule) for ends in pairwise(bounds)]
     details = {"success": adroit_success.words(rule), "cut_off": int(ends[-1] < rows)}
     demos = gather(task.name, episodes, f"D4RL file {path.name}", details)
     check(demos, task)
