@@ -33,7 +33,7 @@ def draws(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def film(path: Path) -> tuple[float, list[np.ndarray]]:
     with imageio.get_reader(path, format="FFMPEG") as reader:  # type: ignore[arg-type]
-        return reader.get_meta_data()["fps"], [np.asarray(frame) for frame in reader]
+        return reader.get_meta_data()["fps"], [np.asarray(frame) for frame in reader]  # type: ignore[attr-defined]
 
 
 def length(steps: int, fps: float = 25) -> int:
