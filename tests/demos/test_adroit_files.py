@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from adroit_play import NAMES, expert, make_dense, play, random
 
+from policy_decorator.cli import main
 from policy_decorator.demos.d4rl import read_d4rl
 from policy_decorator.demos.dapg import read_dapg
 from policy_decorator.demos.dataset import Demonstrations
@@ -87,8 +88,11 @@ def write(path: Path, arrays: dict[str, Any]) -> Path:
 
 
 def test_d4rl(recorded: Recorded, tmp_path: Path) -> None:
-    demos = read_d4rl(write(tmp_path / "x-human-v1.hdf5", d4rl_arrays(recorded)), recorded.task)
+    path, out = write(tmp_path / "x-human-v1.hdf5", d4rl_arrays(recorded)), tmp_path / "demos.h5"
+    demos = read_d4rl(path, recorded.task)
     check_against(demos, recorded)
+    assert main(["demos", recorded.task.name, "--from-d4rl", str(path), "--out", str(out)]) == 0
+    check_against(Demonstrations.load(out), recorded)
     assert demos.source == "D4RL file x-human-v1.hdf5"
     assert demos.details["success"].startswith("derived: ")
     assert demos.details["cut_off"] == 0
