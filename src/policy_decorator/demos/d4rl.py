@@ -1,8 +1,8 @@
 """Demonstrations from the flat HDF5 files of D4RL (Fu et al. 2020): `<task>-human-v1.hdf5`, `-cloned-`, `-expert-`.
 
 observations (N, Do), actions (N, Da), rewards (N,), terminals (N,), timeouts (N,): episodes end to end, each ending
-where `timeouts` or `terminals` (a dropped pen) is True, without terminal observations and without success flags. `-cloned-` files
-are cut off in the middle of an episode.
+where `timeouts` or `terminals` (a dropped pen) is True, without terminal observations and without success flags.
+`-cloned-` files are cut off in the middle of an episode.
 """
 
 from itertools import pairwise
