@@ -66,7 +66,7 @@ class Options:
     seed: int = TEST
     """Seed of the first episode, the others follow: by default those of pidec evaluate. Not with --demos."""
     fps: float | None = None
-    """Frames a second of the film; None: as fast as life."""
+    """Frames a second of the film, fewer are slow motion; None: as fast as life."""
     overwrite: Switch = False
     """Replace the film where it exists."""
     quiet: Switch = False
