@@ -1,0 +1,186 @@
+"""ManiSkill's TurnFaucet with the faucets and the state of the paper, and with procedural faucets.
+
+state (43,) = qpos 9, qvel 9, pose of the robot's base 7, pose of the tool 7, angle to turn in all 1, axis of the
+hinge 3, centre of mass of the switch at reset 3 and now 3, angle left 1. Poses are xyz and quaternion wxyz; the axis
+is a direction, where it passes is not in the state.
+Source: ManiSkill2 0.5.3, TurnFaucet-v0 (40 numbers); the paper's TurnFaucet-v2 adds where the switch is now.
+
+This module imports mani_skill and registers the environment: import it inside functions only.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sapien
+import torch
+from mani_skill import ASSET_DIR, PACKAGE_ASSET_DIR
+from mani_skill.envs.sapien_env import BaseEnv
+from mani_skill.envs.tasks.tabletop.turn_faucet import TurnFaucetEnv
+from mani_skill.envs.utils.randomization import random_quaternions
+from mani_skill.utils.building.articulations import partnet_mobility
+from mani_skill.utils.registration import register_env
+from mani_skill.utils.structs.pose import Pose
+
+from policy_decorator.envs.maniskill import faucets
+from policy_decorator.errors import UserError, lookup
+
+ENV_ID = "PolicyDecoratorTurnFaucet-v1"
+PARTNET = {
+    "source": ("5002", "5021", "5023", "5028", "5029", "5045", "5047", "5051", "5056", "5063"),
+    "target": ("5014", "5037", "5053", "5062"),
+}
+"""The paper's split: demonstrations are of the first, online learning and evaluation on the second."""
+FAMILIES = ("partnet-source", "partnet-target", "procedural-source", "procedural-target")
+START = (0.0, -0.785, 0.0, -2.356, 0.0, 1.57, 0.785, 0.0, 0.0)
+"""rad, and m for the fingers: the arm in ManiSkill2. In ManiSkill 3 the hand starts where tall faucets stand."""
+BASE_X = -0.56
+"""m, where the robot stands in ManiSkill2."""
+COLLECT_EVERY = 20
+"""Resets between garbage collections: each takes some 0.2 s and a scene that waits for it about 2 MB."""
+
+
+@register_env(ENV_ID, max_episode_steps=200)
+class Faucets(TurnFaucetEnv):
+    """One of `FAMILIES`. Each reset draws a faucet, one of its switches, and where it stands, from the seed.
+
+    On GPU simulation, and with more than one environment, the faucets are drawn at the first reset and stay, as
+    ManiSkill does it; a later reset moves them only.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        family: str = "procedural-target",
+        robot_uids: str = "panda",
+        robot_init_qpos_noise: float = 0.02,
+        reconfiguration_freq: int | None = None,
+        num_envs: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        self.robot_init_qpos_noise = robot_init_qpos_noise
+        self.train_info = load_faucets(family)
+        self.all_model_ids = np.array(list(self.train_info))
+        self.cleared = 0
+        if reconfiguration_freq is None:
+            reconfiguration_freq = 1 if num_envs == 1 else 0
+        # Past TurnFaucetEnv, whose constructor only reads its own list of faucets.
+        BaseEnv.__init__(
+            self,
+            *args,
+            robot_uids=robot_uids,  # pyright: ignore[reportArgumentType]
+            reconfiguration_freq=reconfiguration_freq,
+            num_envs=num_envs,
+            **kwargs,
+        )
+
+    def _clear(self) -> None:
+        """As ManiSkill does it, but without collecting garbage each time: that was 80 % of the time of a reset."""
+        self.cleared += 1
+        if self.cleared % COLLECT_EVERY == 0:
+            super()._clear()
+            return
+        self._close_viewer()
+        self.agent = None  # pyright: ignore[reportAttributeAccessIssue]
+        self.scene = None  # pyright: ignore[reportAttributeAccessIssue]
+        self._sensors, self._human_render_cameras, self._hidden_objects = {}, {}, []
+
+    def close(self) -> None:
+        super()._clear()
+
+    def _load_scene(self, options: dict[str, Any]) -> None:
+        super()._load_scene(options)
+        self.start_qpos = torch.zeros(self.num_envs, self.faucet.max_dof, device=self.device)
+        rows = torch.arange(self.num_envs, device=self.device)
+        self.start_qpos[rows, self.target_switch_link.joint.active_index.long()] = self.init_angle
+        self.target_link_pos = torch.zeros(self.num_envs, 3, device=self.device)
+
+    def _initialize_episode(self, env_idx: torch.Tensor, options: dict[str, Any]) -> None:
+        """Like ManiSkill's, but right for resets of some environments only, and the switch starts closed."""
+        with torch.device(self.device):
+            self.scene_builder.initialize(env_idx)
+            b = len(env_idx)
+            noise = torch.randn(b, len(START)) * self.robot_init_qpos_noise
+            noise[:, -2:] = 0
+            self.agent.reset(torch.tensor(START) + noise)
+            self.agent.robot.set_pose(sapien.Pose([BASE_X, 0, 0]))
+            p = torch.zeros(b, 3)
+            p[:, :2] = torch.rand(b, 2) * 0.1 - 0.05
+            p[:, 2] = self.model_offsets[env_idx, 2]
+            q = random_quaternions(b, lock_x=True, lock_y=True, bounds=(-torch.pi / 12, torch.pi / 12))
+            self.faucet.set_pose(Pose.create_from_pq(p, q))
+            self.faucet.set_qpos(self.start_qpos[env_idx])
+        if self.gpu_sim_enabled:  # where the links are follows from the joints only after a step
+            self.scene._gpu_apply_all()
+            self.scene.px.gpu_update_articulation_kinematics()  # pyright: ignore[reportAttributeAccessIssue]
+            self.scene.px.step()
+            self.scene._gpu_fetch_all()
+        self.target_link_pos[env_idx] = self.switch_pos()[env_idx]
+        hinge = self.target_switch_link.joint.get_global_pose().to_transformation_matrix()
+        self.target_joint_axis[env_idx] = hinge[env_idx, :3, 0]
+
+    def switch_pos(self) -> torch.Tensor:
+        """(num_envs, 3) m, centre of mass of the switch to be turned."""
+        return (self.target_switch_link.pose * self.target_switch_link.cmass_local_pose).p
+
+    def _get_obs_agent(self) -> dict[str, Any]:
+        return {**super()._get_obs_agent(), "base_pose": self.agent.robot.pose.raw_pose}
+
+    def _get_obs_extra(self, info: dict[str, Any]) -> dict[str, Any]:
+        theirs = super()._get_obs_extra(info)
+        left = {k: theirs.pop(k) for k in ("angle_dist",) if k in theirs}  # last, and in state mode only
+        return {**theirs, "curr_target_link_pos": self.switch_pos(), **left}
+
+
+def load_faucets(family: str) -> dict[str, dict[str, Any]]:
+    """What ManiSkill wants to know of each faucet of a family, by id; from now on its loader finds them all.
+
+    Raises:
+        UserError: there is no such family, a faucet of PartNet-Mobility is missing, or the procedural ones cannot be
+            written.
+    """
+    lookup("family of faucets", family, dict.fromkeys(FAMILIES))
+    kind, split = family.split("-")
+    if kind == "partnet":
+        paths = find_partnet(PARTNET[split])
+        info = json.loads((PACKAGE_ASSET_DIR / "partnet_mobility/meta/info_faucet_train.json").read_text("utf-8"))
+        info = {name: info[name] for name in paths}
+    else:
+        written = faucets.write_all(faucets.SPLITS[split])
+        paths = {name: path / "mobility_cvx.urdf" for name, path in written.items()}
+        info = {name: json.loads((path / "info.json").read_text("utf-8")) for name, path in written.items()}
+    _tell_loader(info, paths)
+    return info
+
+
+def find_partnet(ids: tuple[str, ...]) -> dict[str, Path]:
+    """URDF files of faucets of PartNet-Mobility below $MS_ASSET_DIR.
+
+    Raises:
+        UserError: one is missing; the message says which, where it belongs and how to get it.
+    """
+    root = ASSET_DIR / "partnet_mobility" / "dataset"
+    names = ("mobility_cvx.urdf", "mobility_fixed.urdf")
+    found = {i: next((root / i / n for n in names if (root / i / n).is_file()), None) for i in ids}
+    missing = [i for i, path in found.items() if path is None]
+    if missing:
+        raise UserError(
+            f"The faucets {' '.join(missing)} of PartNet-Mobility are not on this machine: {root}/<id>/{names[0]} is "
+            "missing for each. Get them with `python -m mani_skill.utils.download_asset partnet_mobility_faucet`, "
+            "or set MS_ASSET_DIR to the folder that holds data/partnet_mobility. "
+            "maniskill/turn-procedural-faucet needs no download."
+        )
+    return {i: path for i, path in found.items() if path is not None}
+
+
+def _tell_loader(info: Mapping[str, Any], paths: Mapping[str, Path]) -> None:
+    if partnet_mobility.PARTNET_MOBILITY is None:
+        try:
+            partnet_mobility._load_partnet_mobility_dataset()
+        except RuntimeError:  # nothing is downloaded; what it knows without that is loaded all the same
+            pass
+    known: Any = partnet_mobility.PARTNET_MOBILITY
+    known["model_data"].update(info)
+    known["model_urdf_paths"].update(paths)
