@@ -27,13 +27,18 @@ from mani_skill.utils.structs.pose import Pose
 from policy_decorator.envs.maniskill import faucets
 from policy_decorator.errors import UserError, lookup
 
-ENV_ID = "PolicyDecoratorTurnFaucet-v1"
 PARTNET = {
     "source": ("5002", "5021", "5023", "5028", "5029", "5045", "5047", "5051", "5056", "5063"),
     "target": ("5014", "5037", "5053", "5062"),
 }
 """The paper's split: demonstrations are of the first, online learning and evaluation on the second."""
-FAMILIES = ("partnet-source", "partnet-target", "procedural-source", "procedural-target")
+FAMILIES = {
+    "partnet-source": "TurnFaucetSource-v1",
+    "partnet-target": "TurnFaucetTarget-v1",
+    "procedural-source": "TurnProceduralFaucetSource-v1",
+    "procedural-target": "TurnProceduralFaucetTarget-v1",
+}
+"""The environments registered here: family of faucets -> id."""
 START = (0.0, -0.785, 0.0, -2.356, 0.0, 1.57, 0.785, 0.0, 0.0)
 """rad, and m for the fingers: the arm in ManiSkill2. In ManiSkill 3 the hand starts where tall faucets stand."""
 BASE_X = -0.56
@@ -42,7 +47,6 @@ COLLECT_EVERY = 20
 """Resets between garbage collections: each takes some 0.2 s and a scene that waits for it about 2 MB."""
 
 
-@register_env(ENV_ID, max_episode_steps=200)
 class Faucets(TurnFaucetEnv):
     """One of `FAMILIES`. Each reset draws a faucet, one of its switches, and where it stands, from the seed.
 
@@ -53,7 +57,7 @@ class Faucets(TurnFaucetEnv):
     def __init__(
         self,
         *args: Any,
-        family: str = "procedural-target",
+        family: str,
         robot_uids: str = "panda",
         robot_init_qpos_noise: float = 0.02,
         reconfiguration_freq: int | None = None,
@@ -134,6 +138,10 @@ class Faucets(TurnFaucetEnv):
         return {**theirs, "curr_target_link_pos": self.switch_pos(), **left}
 
 
+for _family, _env_id in FAMILIES.items():
+    register_env(_env_id, max_episode_steps=200, family=_family)(Faucets)
+
+
 def load_faucets(family: str) -> dict[str, dict[str, Any]]:
     """What ManiSkill wants to know of each faucet of a family, by id; from now on its loader finds them all.
 
@@ -141,7 +149,7 @@ def load_faucets(family: str) -> dict[str, dict[str, Any]]:
         UserError: there is no such family, a faucet of PartNet-Mobility is missing, or the procedural ones cannot be
             written.
     """
-    lookup("family of faucets", family, dict.fromkeys(FAMILIES))
+    lookup("family of faucets", family, FAMILIES)
     kind, split = family.split("-")
     if kind == "partnet":
         paths = find_partnet(PARTNET[split])

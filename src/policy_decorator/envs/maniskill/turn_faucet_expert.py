@@ -67,7 +67,7 @@ def make_expert(env: Any) -> Callable[[np.ndarray], np.ndarray]:
 
     It looks at the environment when it is called, and plans at its first call: make it before or after the reset.
     """
-    simulator = env.unwrapped
+    simulator = env.unwrapped.simulator
     expert: list[_Turning] = []
 
     def act(obs: np.ndarray) -> np.ndarray:
