@@ -31,7 +31,9 @@ def tasks() -> Rows:
     names = ("name", "obs_size", "action_size", "max_steps", "control_hz", "success", "demos")
     rows = []
     for task in TASKS.values():
-        row = {name: getattr(task, name) for name in names} | {"expert": task.make_expert is not None}
+        row = {name: getattr(task, name) for name in names} | {
+            "expert": bool(task.make_expert or task.make_privileged_expert)
+        }
         why_not = task.why_not()
         rows.append(row | {"images": list(task.images), "runs": why_not is None, "why_not": why_not})
     return rows

@@ -55,7 +55,7 @@ def check_fits(saved: Saved, task: Task, display: Display) -> None:
             f"The policy in {saved.folder} takes {theirs[0]} observations and gives {theirs[1]} actions, "
             f"{task.name} has {ours[0]} and {ours[1]}.{made_for}"
         )
-    if saved.task not in (None, task.name):
+    if saved.task not in (None, task.name, task.demos_of):
         display.say(f"Warning: the policy in {saved.folder} was made for {saved.task}, not for {task.name}.")
 
 

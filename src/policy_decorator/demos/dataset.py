@@ -159,10 +159,10 @@ class Demonstrations:
 def check(demos: Demonstrations, task: Task) -> None:
     """Refuse, with a UserError, demonstrations that cannot be learned from for this task.
 
-    Another task's name or sizes, no episodes, an episode without steps, entries that are not finite, actions
-    that leave [-1, 1] by more than `ACTION_SLACK`.
+    Those of a task that is neither this one nor its `demos_of`, other sizes, no episodes, an episode without steps,
+    entries that are not finite, actions that leave [-1, 1] by more than `ACTION_SLACK`.
     """
-    if demos.task != task.name:
+    if demos.task not in (task.name, task.demos_of):
         raise UserError(f"These are demonstrations of {demos.task!r}, not of {task.name!r}. Choose one of the two.")
     if demos.episodes == 0:
         raise UserError(f"There are no demonstrations of {task.name} here ({demos.source}). {task.demos}")

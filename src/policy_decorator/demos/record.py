@@ -7,6 +7,7 @@ et al. 2017, DART).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -36,8 +37,11 @@ def record(
     max_attempts: int | None = None,
     progress: Progress | None = None,
     source: str = "recorded",
+    env: gym.Env[Any, Any] | None = None,
 ) -> Demonstrations:
     """Record `episodes` episodes, each of a new `make_act()`: (Do,) -> (Da,).
+
+    They are recorded in `env`, which is closed at the end; by default in a new environment of the task.
 
     Attempt k resets the environment with `seed + k` and ends at the first success, or at `task.max_steps`.
     `noise` is the standard deviation in units of the action range [-1, 1]. With `only_successes` failures are
@@ -53,7 +57,7 @@ def record(
         max_attempts = ATTEMPTS_PER_EPISODE * episodes if only_successes else episodes
     kept: list[Episode] = []
     clipped = tried = 0
-    env = task.make_env(None)
+    env = task.make_env(None) if env is None else env
     try:
         while len(kept) < episodes:
             if tried >= max_attempts:
@@ -80,9 +84,13 @@ def record(
 
 def record_expert(task: Task, episodes: int, *, seed: int, **options: Any) -> Demonstrations:
     """Record the task's scripted expert; `options` as in `record`. UserError if the task has none."""
+    options = {"source": "scripted expert", **options}
+    if task.make_privileged_expert is not None:
+        env = task.make_env(None)
+        return record(task, partial(task.make_privileged_expert, env), episodes, seed=seed, env=env, **options)
     if task.make_expert is None:
         raise UserError(f"{task.name} has no scripted expert. {task.demos}")
-    return record(task, task.make_expert, episodes, seed=seed, **{"source": "scripted expert", **options})
+    return record(task, task.make_expert, episodes, seed=seed, **options)
 
 
 def record_policy(

@@ -75,12 +75,17 @@ class Task:
     """`None` or "rgb_array" -> one environment."""
     make_expert: Callable[[], Expert] | None = None
     """A scripted expert, (Do,) -> (Da,); a new one for every episode."""
+    make_privileged_expert: Callable[[gym.Env[Any, Any]], Expert] | None = None
+    """A scripted expert that also sees the simulator, for tasks whose observation does not tell enough: made for one
+    environment of `make_env`, a new one for every episode."""
     make_native: Callable[..., VectorEnv] | None = None
     """Set where the simulator itself is vectorised: (n, max_steps, device) -> environments."""
     make_on_gpu: Callable[..., VectorEnv] | None = None
     """Set where thousands of environments can be simulated on a GPU: (n, max_steps, context, chunk, device)."""
     why_not: Callable[[], str | None] = lambda: None
     """What is missing on this machine for the task to run, in one line; None where nothing is."""
+    demos_of: str | None = None
+    """Another task whose demonstrations serve this one too: the same with other objects."""
     renders: bool = True
     """Whether `make_env("rgb_array")` draws."""
     images: Mapping[str, Images] = field(default_factory=dict)
@@ -94,4 +99,5 @@ class Task:
         """The same task seen by cameras, "rgb" or "rgbd". Raises UserError where it has no such mode."""
         shown = lookup(f"images of {self.name}", mode, self.images)
         made = {"make_env": shown.make_env, "make_on_gpu": shown.make_on_gpu, "make_expert": None}
+        made |= {"make_privileged_expert": None, "demos_of": self.demos_of and f"{self.demos_of}:{mode}"}
         return replace(self, name=f"{self.name}:{mode}", obs_size=shown.state_size, shows=shown, points=None, **made)

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -44,9 +45,7 @@ URDF = """<?xml version="1.0"?>
   </joint>
 </robot>
 """
-PART = (
-    '<{tag} name="{name}"><origin xyz="0 0 0"/><geometry><mesh filename="parts/{name}.obj"/></geometry></{tag}>'
-)
+PART = '<{tag} name="{name}"><origin xyz="0 0 0"/><geometry><mesh filename="parts/{name}.obj"/></geometry></{tag}>'
 
 
 @dataclass(frozen=True)
@@ -182,9 +181,7 @@ def _valve(
     return Faucet(kind, tuple(body), tuple(switch), tuple(origin), tuple(axis), upper)
 
 
-def _knob(
-    rng: np.random.Generator, body: list[Any], height: float, radius: float, hand: float, upper: float
-) -> Faucet:
+def _knob(rng: np.random.Generator, body: list[Any], height: float, radius: float, hand: float, upper: float) -> Faucet:
     """Two or four wings about the vertical, on a stub beside the post."""
     beside = (rng.uniform(-0.04, 0.01), hand * rng.uniform(0.08, 0.11))
     top = rng.uniform(0.4, 0.65) * height
@@ -192,8 +189,8 @@ def _knob(
     wing, thick, tall = rng.uniform(0.04, 0.06), rng.uniform(0.01, 0.014), rng.uniform(0.014, 0.022)
     switch = [_rod((0, 0, 0), (0, 0, 0.02), 1.1 * radius)]
     start = rng.uniform(0, np.pi)
-    for k in range(int(rng.choice([1, 2]))):
-        switch.append(_box((2 * wing, thick, tall), (0, 0, 0.01 + tall / 2), start + k * np.pi / 2))
+    turns = (start, start + np.pi / 2)[: rng.integers(1, 3)]
+    switch += [_box((2 * wing, thick, tall), (0, 0, 0.01 + tall / 2), turn) for turn in turns]
     return Faucet("wing knob", tuple(body), tuple(switch), (*beside, top), (0.0, 0.0, rng.choice([-1.0, 1.0])), upper)
 
 
@@ -230,7 +227,7 @@ def _spout(rng: np.random.Generator, z: float, radius: float, yaw: float, arched
     else:
         bow = np.array([(0, 0, z), (length, 0, z + length * np.tan(rng.uniform(-0.1, 0.3)))])
         bow = np.vstack([bow, bow[-1] - (0, 0, rng.uniform(0.02, 0.04))])
-    parts = [_rod(tuple(a), tuple(b), thick) for a, b in zip(bow[:-1], bow[1:], strict=True)]
+    parts = [_rod(tuple(a), tuple(b), thick) for a, b in pairwise(bow)]
     return [_turned(part, np.pi + yaw, (0, 0, 1)) for part in parts]
 
 
@@ -258,5 +255,5 @@ def _turned(mesh: Any, angle: float, axis: Sequence[float]) -> Any:
     return mesh.copy().apply_transform(trimesh.transformations.rotation_matrix(angle, axis))
 
 
-def _moved(mesh: Any, by: Sequence[float]) -> Any:
+def _moved(mesh: Any, by: Any) -> Any:
     return mesh.copy().apply_translation(by)

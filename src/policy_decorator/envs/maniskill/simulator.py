@@ -5,6 +5,7 @@ import importlib
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from policy_decorator.envs import rendering
-from policy_decorator.envs.task import image_space, installed
+from policy_decorator.envs.task import Expert, image_space, installed
 from policy_decorator.errors import MissingExtra, UserError
 
 NO_DRIVER = "failed to find a rendering device"
@@ -41,6 +42,8 @@ class Simulated:
     """Imported first: it registers `env_id`."""
     planned: str | None = None
     """ManiSkill's environment of the same layouts, for which it has a motion-planning solution."""
+    expert: Callable[[Any], Expert] | None = None
+    """Where there is no such solution: a scripted expert, made for an environment."""
 
 
 def load(module: str) -> None:

@@ -8,6 +8,7 @@ Source: ManiSkill2 0.5.3, TurnFaucet-v0 (40 numbers); the paper's TurnFaucet-v2 
 This module imports mani_skill and registers the environment: import it inside functions only.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +21,11 @@ from mani_skill import ASSET_DIR, PACKAGE_ASSET_DIR
 from mani_skill.envs.sapien_env import BaseEnv
 from mani_skill.envs.tasks.tabletop.turn_faucet import TurnFaucetEnv
 from mani_skill.envs.utils.randomization import random_quaternions
+from mani_skill.sensors.camera import CameraConfig
 from mani_skill.utils.building.articulations import partnet_mobility
+from mani_skill.utils.geometry.rotation_conversions import axis_angle_to_matrix
 from mani_skill.utils.registration import register_env
+from mani_skill.utils.sapien_utils import look_at
 from mani_skill.utils.structs.pose import Pose
 
 from policy_decorator.envs.maniskill import faucets
@@ -80,6 +84,12 @@ class Faucets(TurnFaucetEnv):
             **kwargs,
         )
 
+    @property
+    def _default_human_render_camera_configs(self) -> CameraConfig:
+        """Nearer than ManiSkill's, which looks over the faucet at the arm."""
+        pose = look_at([-0.25, 0.6, 0.5], [-0.12, 0.0, 0.13])
+        return CameraConfig("render_camera", pose=pose, width=512, height=512, fov=0.75, near=0.01, far=10)
+
     def _clear(self) -> None:
         """As ManiSkill does it, but without collecting garbage each time: that was 80 % of the time of a reset."""
         self.cleared += 1
@@ -100,6 +110,7 @@ class Faucets(TurnFaucetEnv):
         rows = torch.arange(self.num_envs, device=self.device)
         self.start_qpos[rows, self.target_switch_link.joint.active_index.long()] = self.init_angle
         self.target_link_pos = torch.zeros(self.num_envs, 3, device=self.device)
+        self.stand_at: Any = self.model_offsets  # (num_envs, 3), of which only z counts
 
     def _initialize_episode(self, env_idx: torch.Tensor, options: dict[str, Any]) -> None:
         """Like ManiSkill's, but right for resets of some environments only, and the switch starts closed."""
@@ -110,20 +121,29 @@ class Faucets(TurnFaucetEnv):
             noise[:, -2:] = 0
             self.agent.reset(torch.tensor(START) + noise)
             self.agent.robot.set_pose(sapien.Pose([BASE_X, 0, 0]))
-            p = torch.zeros(b, 3)
+            p = self.stand_at[env_idx].clone()
             p[:, :2] = torch.rand(b, 2) * 0.1 - 0.05
-            p[:, 2] = self.model_offsets[env_idx, 2]
             q = random_quaternions(b, lock_x=True, lock_y=True, bounds=(-torch.pi / 12, torch.pi / 12))
-            self.faucet.set_pose(Pose.create_from_pq(p, q))
+            self.faucet.set_pose(Pose.create_from_pq(p, q))  # pyright: ignore[reportArgumentType]
             self.faucet.set_qpos(self.start_qpos[env_idx])
         if self.gpu_sim_enabled:  # where the links are follows from the joints only after a step
             self.scene._gpu_apply_all()
             self.scene.px.gpu_update_articulation_kinematics()  # pyright: ignore[reportAttributeAccessIssue]
             self.scene.px.step()
             self.scene._gpu_fetch_all()
-        self.target_link_pos[env_idx] = self.switch_pos()[env_idx]
+        self._note_layout(env_idx)
+
+    def set_state_dict(self, state: dict[str, Any], env_idx: Any = None) -> None:
+        super().set_state_dict(state, env_idx)
+        self._note_layout(slice(None) if env_idx is None else env_idx)
+
+    def _note_layout(self, rows: Any) -> None:
+        """The facts of an episode that are in every observation of it, from where its faucet is now."""
         hinge = self.target_switch_link.joint.get_global_pose().to_transformation_matrix()
-        self.target_joint_axis[env_idx] = hinge[env_idx, :3, 0]
+        axis, origin = hinge[:, :3, 0], hinge[:, :3, 3]
+        back = axis_angle_to_matrix(axis * (self.init_angle - self.current_angle)[:, None])
+        start = origin + (back @ (self.switch_pos() - origin)[:, :, None])[:, :, 0]
+        self.target_joint_axis[rows], self.target_link_pos[rows] = axis[rows], start[rows]
 
     def switch_pos(self) -> torch.Tensor:
         """(num_envs, 3) m, centre of mass of the switch to be turned."""
@@ -185,10 +205,8 @@ def find_partnet(ids: tuple[str, ...]) -> dict[str, Path]:
 
 def _tell_loader(info: Mapping[str, Any], paths: Mapping[str, Path]) -> None:
     if partnet_mobility.PARTNET_MOBILITY is None:
-        try:
+        with contextlib.suppress(RuntimeError):  # nothing is downloaded; what it knows without is loaded all the same
             partnet_mobility._load_partnet_mobility_dataset()
-        except RuntimeError:  # nothing is downloaded; what it knows without that is loaded all the same
-            pass
     known: Any = partnet_mobility.PARTNET_MOBILITY
     known["model_data"].update(info)
     known["model_urdf_paths"].update(paths)

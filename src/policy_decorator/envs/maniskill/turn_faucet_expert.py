@@ -126,7 +126,7 @@ class _Turning:
             self.wait(turned)
             return behind, 0.5
         self.wait(turned)
-        arm = np.linalg.norm(np.cross(shape.axis, plan.contact - shape.origin))
+        arm = float(np.linalg.norm(np.cross(shape.axis, plan.contact - shape.origin)))
         return plan.at(shape, turned + min(LEAD / arm, 0.9)), 0.8
 
     def wait(self, turned: float) -> None:
@@ -160,7 +160,7 @@ def observe(simulator: Any) -> Shape:
     return Shape(*stacked, origin=hinge[:3, 3], axis=hinge[:3, 0], left=left)
 
 
-def make_plan(shape: Shape, avoid: list[np.ndarray], candidates: int = 48) -> Plan:
+def make_plan(shape: Shape, avoid: list[np.ndarray], candidates: int = 32) -> Plan:
     """The best of `candidates` points and seven directions of the hand; points near those of `avoid` come last."""
     arm = shape.switch - shape.origin
     arm = arm - np.outer(arm @ shape.axis, shape.axis)
@@ -205,10 +205,13 @@ def _hits(shape: Shape, contacts: np.ndarray, hand: Rotation) -> np.ndarray:
 
 def _inside(points: np.ndarray, tools: np.ndarray, hand: Rotation, slack: float) -> np.ndarray:
     """(C,) how many of the points (N, 3) lie in the hand, shrunk by `slack` m, with its tool at `tools` (C, 3)."""
-    local = (points[None] - tools[:, None]) @ hand.as_matrix()  # (C, N, 3)
-    inside = np.zeros(local.shape[:2], dtype=bool)
+    turn = hand.as_matrix()
+    local = (points @ turn).T[:, None] - (tools @ turn).T[:, :, None]  # (3, C, N)
+    inside = np.zeros(local.shape[1:], dtype=bool)
     for low, high in HAND:
-        inside |= ((local > low + slack) & (local < high - slack)).all(axis=2)
+        middle, half = (low + high) / 2, (high - low) / 2 - slack
+        x, y, z = np.abs(local - middle[:, None, None]) < half[:, None, None]
+        inside |= x & y & z
     return inside.sum(axis=1)
 
 
@@ -222,12 +225,13 @@ def _tool(shape: Shape, contacts: np.ndarray, hand: Rotation, turns: np.ndarray,
     return shape.origin + moved - forward * (reach + behind)
 
 
-def _surface(mesh: Any, spacing: float = 0.006) -> tuple[np.ndarray, np.ndarray]:
+def _surface(mesh: Any, spacing: float = 0.008) -> tuple[np.ndarray, np.ndarray]:
     """Points (N, 3) about `spacing` apart on the mesh and their outward normals (N, 3), the same at every call."""
     import trimesh
 
-    count = int(np.clip(mesh.area / spacing**2, 20, 400))
-    points, faces = trimesh.sample.sample_surface(mesh, count, seed=0)
+    count = int(np.clip(mesh.area / spacing**2, 20, 200))
+    sampled: Any = trimesh.sample.sample_surface(mesh, count, seed=0)
+    points, faces = sampled
     return np.asarray(points), np.asarray(mesh.face_normals[faces])
 
 
