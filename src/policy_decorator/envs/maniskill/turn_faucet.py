@@ -87,7 +87,7 @@ class Faucets(TurnFaucetEnv):
     @property
     def _default_human_render_camera_configs(self) -> CameraConfig:
         """Nearer than ManiSkill's, which looks over the faucet at the arm."""
-        pose = look_at([-0.25, 0.6, 0.5], [-0.12, 0.0, 0.13])
+        pose = look_at([-0.32, 0.36, 0.36], [-0.05, 0.0, 0.13])
         return CameraConfig("render_camera", pose=pose, width=512, height=512, fov=0.75, near=0.01, far=10)
 
     def _clear(self) -> None:
@@ -173,14 +173,18 @@ def load_faucets(family: str) -> dict[str, dict[str, Any]]:
     kind, split = family.split("-")
     if kind == "partnet":
         paths = find_partnet(PARTNET[split])
-        info = json.loads((PACKAGE_ASSET_DIR / "partnet_mobility/meta/info_faucet_train.json").read_text("utf-8"))
-        info = {name: info[name] for name in paths}
+        info = {name: partnet_info()[name] for name in paths}
     else:
         written = faucets.write_all(faucets.SPLITS[split])
         paths = {name: path / "mobility_cvx.urdf" for name, path in written.items()}
         info = {name: json.loads((path / "info.json").read_text("utf-8")) for name, path in written.items()}
     _tell_loader(info, paths)
     return info
+
+
+def partnet_info() -> dict[str, dict[str, Any]]:
+    """ManiSkill's own list of the faucets of PartNet-Mobility."""
+    return json.loads((PACKAGE_ASSET_DIR / "partnet_mobility/meta/info_faucet_train.json").read_text("utf-8"))
 
 
 def find_partnet(ids: tuple[str, ...]) -> dict[str, Path]:
