@@ -29,6 +29,7 @@ KINDS = ("lever", "side valve", "front valve", "wing knob")
 """Seed s gives kind s % 4. A lever lies on top of the post and turns about the vertical; a valve stands up beside
 or before the post and falls to one side; a wing knob turns about the vertical on a stub of its own."""
 
+# Differs from the paper: its faucets are meshes of PartNet-Mobility, which not everyone may download.
 SPLITS: Mapping[str, tuple[int, ...]] = MappingProxyType({"source": tuple(range(10)), "target": tuple(range(100, 104))})
 """Seeds, as many as the paper has faucets: no target faucet is in a demonstration."""
 

@@ -5,7 +5,7 @@ hinge 3, centre of mass of the switch at reset 3 and now 3, angle left 1. Poses 
 is a direction, where it passes is not in the state.
 Source: ManiSkill2 0.5.3, TurnFaucet-v0 (40 numbers); the paper's TurnFaucet-v2 adds where the switch is now.
 
-This module imports mani_skill and registers the environment: import it inside functions only.
+Importing this module imports ManiSkill and registers the environments with it.
 """
 
 import contextlib
@@ -43,12 +43,13 @@ FAMILIES = {
     "procedural-target": "TurnProceduralFaucetTarget-v1",
 }
 """The environments registered here: family of faucets -> id."""
+# Not as in ManiSkill 3, where the hand starts where faucets stand, and inside tall ones.
 START = (0.0, -0.785, 0.0, -2.356, 0.0, 1.57, 0.785, 0.0, 0.0)
-"""rad, and m for the fingers: the arm in ManiSkill2. In ManiSkill 3 the hand starts where tall faucets stand."""
+"""rad, and m for the fingers: the arm in ManiSkill2."""
 BASE_X = -0.56
 """m, where the robot stands in ManiSkill2."""
 COLLECT_EVERY = 20
-"""Resets between garbage collections: each takes some 0.2 s and a scene that waits for it about 2 MB."""
+"""Resets between garbage collections: each takes 0.2 s, more than all the rest of a reset."""
 
 
 class Faucets(TurnFaucetEnv):
@@ -91,7 +92,7 @@ class Faucets(TurnFaucetEnv):
         return CameraConfig("render_camera", pose=pose, width=512, height=512, fov=0.75, near=0.01, far=10)
 
     def _clear(self) -> None:
-        """As ManiSkill does it, but without collecting garbage each time: that was 80 % of the time of a reset."""
+        """As ManiSkill does it, but without collecting garbage each time."""
         self.cleared += 1
         if self.cleared % COLLECT_EVERY == 0:
             super()._clear()
@@ -126,10 +127,9 @@ class Faucets(TurnFaucetEnv):
             q = random_quaternions(b, lock_x=True, lock_y=True, bounds=(-torch.pi / 12, torch.pi / 12))
             self.faucet.set_pose(Pose.create_from_pq(p, q))  # pyright: ignore[reportArgumentType]
             self.faucet.set_qpos(self.start_qpos[env_idx])
-        if self.gpu_sim_enabled:  # where the links are follows from the joints only after a step
+        if self.gpu_sim_enabled:  # no step: other environments are in the middle of their episodes
             self.scene._gpu_apply_all()
             self.scene.px.gpu_update_articulation_kinematics()  # pyright: ignore[reportAttributeAccessIssue]
-            self.scene.px.step()
             self.scene._gpu_fetch_all()
         self._note_layout(env_idx)
 

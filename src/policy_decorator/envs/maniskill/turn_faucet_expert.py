@@ -49,19 +49,18 @@ class Shape:
 
 @dataclass(frozen=True)
 class Plan:
-    """Relative to the faucet, with the switch at `angle`."""
+    """Relative to the faucet, with the switch where it was when the plan was made."""
 
     contact: np.ndarray
-    """(3,) m."""
+    """(3,) m, the point to be pushed."""
     hand: Rotation
-    angle: float
-    """rad, of the hinge when the plan was made."""
 
     def at(self, shape: Shape, turned: float, behind: float = 0.0) -> np.ndarray:
         """(3,) m, the tool's point that touches the switch once it has turned by so many rad."""
         return _tool(shape, self.contact[None], self.hand, np.array([turned]), behind)[0, 0]
 
 
+# Differs from the paper: its demonstrations were found by model-predictive control, with ManiSkill2's dense reward.
 def make_expert(env: Any) -> Callable[[np.ndarray], np.ndarray]:
     """(43,) -> (7,) for one episode of `env`, an environment (one, not a batch) of turn_faucet.Faucets.
 
@@ -178,7 +177,7 @@ def make_plan(shape: Shape, avoid: list[np.ndarray], candidates: int = 32) -> Pl
         value = worth[chosen] - 0.02 * hits - 0.004 * (abs(yaw) + 2 * abs(tilt))
         if value.max() > best:
             best = value.max()
-            plan = Plan(shape.switch[chosen[value.argmax()]], hand, 0.0)
+            plan = Plan(shape.switch[chosen[value.argmax()]], hand)
     assert plan is not None
     return plan
 
