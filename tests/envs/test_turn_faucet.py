@@ -197,7 +197,7 @@ def test_faucets_of_partnet_are_loaded(name: str, split: str, tmp_path: Path, mo
     _write_partnet(tmp_path, turn_faucet.PARTNET[split])
     env: Any = TASKS[name].make_env(None)
     seen = set()
-    for seed in range(20 if split == "target" else 40):
+    for seed in range(20 if split == "target" else 60):
         obs, _ = env.reset(seed=seed)
         assert np.isfinite(obs).all()
         unlimited = _faucet(env).startswith("5053")
