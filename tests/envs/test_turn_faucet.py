@@ -150,9 +150,8 @@ def test_the_seed_decides_which_faucet_stands_there_whatever_came_before(env: An
 
 
 def test_a_state_that_is_put_back_tells_the_layout_too(env: Any) -> None:
-    env.reset(seed=5)
+    obs, _ = env.reset(seed=5)
     act = TASKS[SOURCE].make_privileged_expert(env)  # pyright: ignore[reportOptionalCall]
-    obs = None
     for _ in range(24):
         obs, *_ = env.step(act(obs))
     state = env.simulator.get_state().clone()
