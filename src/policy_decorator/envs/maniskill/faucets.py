@@ -154,9 +154,9 @@ def make(seed: int) -> Faucet:
 def _lever(
     rng: np.random.Generator, body: list[Any], height: float, radius: float, hand: float, upper: float
 ) -> Faucet:
-    """On top of the post, about the vertical; it starts anywhere on the side away from where it opens to."""
+    """On top of the post, about the vertical; the middle of its way is on the robot's side."""
     hub = 0.02 + 0.01 * rng.random()
-    start = np.pi + hand * rng.uniform(-0.3, 0.9) - hand * upper / 2  # around the robot's side
+    start = np.pi + hand * rng.uniform(-0.3, 0.9) - hand * upper / 2
     switch = [_rod((0, 0, 0), (0, 0, hub), 1.2 * radius), *_handle(rng, rng.uniform(0.07, 0.12), hub / 2)]
     switch = [_turned(part, start, (0, 0, 1)) for part in switch]
     return Faucet("lever", tuple(body), tuple(switch), (0.0, 0.0, height), (0.0, 0.0, hand), upper)

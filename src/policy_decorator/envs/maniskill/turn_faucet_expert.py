@@ -42,7 +42,9 @@ class Shape:
     rest: np.ndarray
     """(M, 3) m, points on the other parts."""
     origin: np.ndarray
+    """(3,) m, a point on the hinge."""
     axis: np.ndarray
+    """(3,) unit vector."""
     left: float
     """rad, angle to turn."""
 
@@ -62,9 +64,9 @@ class Plan:
 
 # Differs from the paper: its demonstrations were found by model-predictive control, with ManiSkill2's dense reward.
 def make_expert(env: Any) -> Callable[[np.ndarray], np.ndarray]:
-    """(43,) -> (7,) for one episode of `env`, an environment (one, not a batch) of turn_faucet.Faucets.
+    """(43,) -> (7,) for one episode of `env`, as `make_env` of a faucet's task gives it.
 
-    It looks at the environment when it is called, and plans at its first call: make it before or after the reset.
+    It looks at the simulator, not at the observation, and plans when it is first called: after the reset.
     """
     simulator = env.unwrapped.simulator
     expert: list[_Turning] = []
