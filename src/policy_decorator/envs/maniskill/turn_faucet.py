@@ -56,14 +56,14 @@ class Faucets(TurnFaucetEnv):
     """One of `FAMILIES`. Each reset draws a faucet, one of its switches, and where it stands, from the seed.
 
     On GPU simulation, and with more than one environment, the faucets are drawn at the first reset and stay, as
-    ManiSkill does it; a later reset moves them only.
+    ManiSkill does it; a later reset moves them only. Where images are asked for, the robot carries a camera.
     """
 
     def __init__(
         self,
         *args: Any,
         family: str,
-        robot_uids: str = "panda",
+        robot_uids: str | None = None,
         robot_init_qpos_noise: float = 0.02,
         reconfiguration_freq: int | None = None,
         num_envs: int = 1,
@@ -73,6 +73,8 @@ class Faucets(TurnFaucetEnv):
         self.train_info = load_faucets(family)
         self.all_model_ids = np.array(list(self.train_info))
         self.cleared = 0
+        if robot_uids is None:
+            robot_uids = "panda" if kwargs.get("obs_mode") == "state" else "panda_wristcam"
         if reconfiguration_freq is None:
             reconfiguration_freq = 1 if num_envs == 1 else 0
         # Past TurnFaucetEnv, whose constructor only reads its own list of faucets.
