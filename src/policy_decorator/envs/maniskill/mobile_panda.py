@@ -1,7 +1,7 @@
 """ManiSkill2's dual-arm mobile Panda as an agent of ManiSkill 3. Imports mani_skill: import it where it is used.
 
 action (20,) in [-1, 1] = base forward, left (0.5 m/s), turn (3.14 rad/s), lift (0.5 m/s) |
-    right arm (7, 3.14 rad/s), right gripper | left arm (7), left gripper (a position: -1 closed, 1 open).
+    left arm (7, 3.14 rad/s), left gripper (a position: -1 closed, 1 open) | right arm (7), right gripper.
 Facts (gains, limits, cameras, parts of the state) from ManiSkill2 0.5.3; the robot's URDF is in mani_skill's wheel.
 """
 
@@ -94,7 +94,7 @@ class MobilePandaDualArm(BaseAgent):
                 list(BASE_JOINTS), [-0.5, -0.5, -3.14, -0.5], [0.5, 0.5, 3.14, 0.5], damping=1000, force_limit=500
             )
         }
-        for side in SIDES:
+        for side in ("left", "right"):  # the order of the actions, not that of the state
             joint1, joint2 = finger_joints(side)
             parts[f"{side}_arm"] = PDJointVelControllerConfig(
                 arm_joints(side), -3.14, 3.14, damping=100, force_limit=100
