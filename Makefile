@@ -1,4 +1,4 @@
-# Plain make and sh; nothing here needs root. Everything is installed into .venv of this checkout.
+# Plain make and sh; nothing here but sim-drivers needs root. Everything is installed into .venv of this checkout.
 #
 #   PYTHON    the interpreter to build .venv with; default: the first of python3.11, python3.12, python3
 #   SEED      of `make demo`
@@ -12,7 +12,7 @@ STAMP = .venv/.installed
 
 help: ## list the targets (default)
 	@echo "usage: make TARGET [SEED=0] [PYTHON=python3.11] [WORKERS=auto]"
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-9s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## build .venv with the versions of constraints.txt (at once when done)
 
@@ -56,8 +56,11 @@ format: setup ## format, and fix what ruff can fix
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+sim-drivers: ## software renderers for simulators, where there is no GPU (Debian, Ubuntu; needs root or sudo)
+	scripts/sim-drivers
+
 clean: ## remove caches and build leftovers; runs/ and .venv stay
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup venv demo test lint check format clean
+.PHONY: help setup venv demo test lint check format sim-drivers clean

@@ -17,7 +17,7 @@ from policy_decorator.decorator import DecoratedPolicy
 from policy_decorator.demonstrate import demonstrate
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.envs import get_task
-from policy_decorator.envs.vector import make_vector
+from policy_decorator.envs.vector import Simulation, make_vector
 from policy_decorator.errors import UserError, lookup
 from policy_decorator.evaluation import (
     EPISODES_PER_SEED,
@@ -60,6 +60,8 @@ class RefineConfig:
     workers: int | None = None
     """Processes among which the simulators are shared out; 0: none but this one; None: one per core. The results are
     the same."""
+    simulation: Simulation = "auto"
+    """Where the environments are simulated, for tasks that can be on a GPU: auto is on the learner's device."""
     eval_episodes: int = 50
     """Episodes per evaluation during training (paper Sec. 5.3)."""
     test_episodes: int = 100
@@ -139,9 +141,8 @@ class Refinement:
     def _vector(self, n: int) -> VectorEnv:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = (cores if cores > 1 else 0) if self.cfg.workers is None else self.cfg.workers
-        return make_vector(
-            self.task, n, context=self.base.context, chunk=self.chunk, workers=workers, device=self.device
-        )
+        sizes = {"context": self.base.context, "chunk": self.chunk}
+        return make_vector(self.task, n, **sizes, workers=workers, device=self.device, simulation=self.cfg.simulation)
 
     def _problem(self, demos: Demonstrations | None) -> Problem:
         statistics = demonstrated = None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from policy_decorator.cli import Answer
-from policy_decorator.cli.options import Switch, Task, display
+from policy_decorator.cli.options import Switch, Task, display, processes
 from policy_decorator.cli.options import parse as parse_options
 from policy_decorator.errors import UserError
 from policy_decorator.progress import Display
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from policy_decorator.demos.dataset import Demonstrations
 
 EPISODES = 25
+FILES = ("from_dapg", "from_maniskill", "from_minari")
+"""The options that read instead of recording."""
 ABOUT = """Record demonstrations of a task in simulation (by its scripted expert, a saved policy or a published \
 expert), or read them from a file of others. Only successful episodes are kept."""
 
@@ -46,8 +48,12 @@ class Options:
     """Record this expert: an .npz file with the weights of a published Adroit expert."""
     from_dapg: Path | None = None
     """Read this file: a demonstration pickle of DAPG, opened with everything but arrays refused."""
+    from_maniskill: Path | None = None
+    """Read this file: a trajectory of ManiSkill (.h5, with its .json beside it)."""
     from_minari: str | None = None
     """Read this Minari dataset: its id or its folder."""
+    workers: int | None = None
+    """Processes that plan, for tasks of ManiSkill; 0: none but this one; None: one per core."""
     download: Switch = False
     """Let Minari download the dataset where it is missing."""
     overwrite: Switch = False
@@ -87,15 +93,15 @@ def run(options: Options) -> Answer:
 
 
 def _check_options(o: Options) -> None:
-    options = ("from_policy", "from_expert_npz", "from_dapg", "from_minari")
+    options = ("from_policy", "from_expert_npz", *FILES)
     sources = [_flag(name) for name in options if getattr(o, name) is not None]
     if len(sources) > 1:
         raise UserError(f"{' and '.join(sources)} contradict each other: demonstrations have one source.")
     if o.download and o.from_minari is None:
         raise UserError("--download is for Minari datasets: give --from-minari ID, or leave it out.")
-    if o.from_dapg is None and o.from_minari is None:
+    if all(getattr(o, name) is None for name in FILES):
         return
-    recording = {"noise": 0.0, "seed": 0, "keep_failures": False, "max_attempts": None}
+    recording = {"noise": 0.0, "seed": 0, "keep_failures": False, "max_attempts": None, "workers": None}
     idle = [_flag(name) for name, unset in recording.items() if getattr(o, name) != unset]
     if idle:
         raise UserError(f"{', '.join(idle)} is about recording, but {sources[0]} reads a file: leave it out.")
@@ -110,6 +116,10 @@ def _read(o: Options, task: "envs.Task") -> "Demonstrations | None":
         from policy_decorator.demos.dapg import read_dapg
 
         demos = read_dapg(o.from_dapg, task)
+    elif o.from_maniskill is not None:
+        from policy_decorator.demos.maniskill_h5 import read_maniskill
+
+        demos = read_maniskill(o.from_maniskill, task)
     elif o.from_minari is not None:
         from policy_decorator.demos.minari_reader import read_minari
 
@@ -120,6 +130,7 @@ def _read(o: Options, task: "envs.Task") -> "Demonstrations | None":
 
 
 def _record(o: Options, task: "envs.Task", shown: Display) -> "Demonstrations":
+    from policy_decorator.demos.motion_planning import has_planner
     from policy_decorator.demos.record import record, record_expert, record_policy
     from policy_decorator.evaluation import DEMOS
     from policy_decorator.experiments.bases import DEMOS_PER_SEED
@@ -143,7 +154,18 @@ def _record(o: Options, task: "envs.Task", shown: Display) -> "Demonstrations":
         if o.from_expert_npz is not None:
             act = _expert(o.from_expert_npz, task)
             return record(task, lambda: act, episodes, source=f"expert {o.from_expert_npz.name}", **how)
+        if has_planner(task):
+            return _planned(task, episodes, o, how)
         return record_expert(task, episodes, **how)
+
+
+def _planned(task: "envs.Task", episodes: int, o: Options, how: dict[str, Any]) -> "Demonstrations":
+    from policy_decorator.demos.motion_planning import record_planned
+
+    if o.noise or o.keep_failures:
+        raise UserError("--noise and --keep-failures are not for motion planning, which plans without either.")
+    known = {name: how[name] for name in ("seed", "max_attempts", "progress")}
+    return record_planned(task, episodes, processes=processes(o.workers), **known)
 
 
 def _expert(path: Path, task: "envs.Task") -> "Callable[[np.ndarray], np.ndarray]":

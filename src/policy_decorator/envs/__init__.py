@@ -6,7 +6,7 @@ To add a task: write `tasks()` in a file of this folder and add its line here. t
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from policy_decorator.envs import adroit, metaworld, toy
+from policy_decorator.envs import adroit, maniskill, metaworld, toy
 from policy_decorator.envs.task import Task
 from policy_decorator.errors import lookup
 
@@ -14,6 +14,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
     {
         **toy.TASKS,
         **adroit.tasks(),
+        **maniskill.tasks(),
         **metaworld.tasks(),
     }
 )

@@ -37,6 +37,8 @@ class Task:
     """A scripted expert, (Do,) -> (Da,); a new one for every episode."""
     make_native: Callable[..., VectorEnv] | None = None
     """Set where the simulator itself is vectorised: (n, max_steps, device) -> environments."""
+    make_on_gpu: Callable[..., VectorEnv] | None = None
+    """Set where thousands of environments can be simulated on a GPU: (n, max_steps, context, chunk, device)."""
     renders: bool = True
     """Whether `make_env("rgb_array")` draws."""
     points: dict[str, tuple[int, int, int]] | None = None

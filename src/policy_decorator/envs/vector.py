@@ -6,7 +6,7 @@ Time limit, termination at success, frame windows, action chunks and resets are 
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +15,11 @@ from torch import Tensor
 
 from policy_decorator.envs.task import Task
 from policy_decorator.envs.workers import Here, Workers
+from policy_decorator.errors import UserError
 from policy_decorator.types import Step, VectorEnv
+
+Simulation = Literal["auto", "cpu", "gpu"]
+"""Where simulators run that can do both: auto is on the GPU where the learner is."""
 
 
 class DecisionEnv(gym.Wrapper[Any, Any, Any, Any]):
@@ -156,8 +160,19 @@ def make_vector(
     chunk: int = 1,
     workers: int = 0,
     device: str | torch.device = "cpu",
+    simulation: Simulation = "auto",
 ) -> VectorEnv:
-    """`n` copies of `task`: the simulator's own vectorisation where it has one."""
+    """`n` copies of `task`: the simulator's own vectorisation where it has one.
+
+    Raises:
+        UserError: simulation on a GPU was asked for, and the task has none or `device` is not a GPU.
+    """
+    device = torch.device(device)
+    if simulation == "gpu" and (task.make_on_gpu is None or device.type != "cuda"):
+        why = f"{task.name} has no such simulation" if task.make_on_gpu is None else f"the device is {device}"
+        raise UserError(f"simulation = gpu is not possible: {why}. Leave it on auto.")
+    if task.make_on_gpu is not None and device.type == "cuda" and simulation != "cpu":
+        return task.make_on_gpu(n, max_steps=task.max_steps, context=context, chunk=chunk, device=device)
     if task.make_native is not None and context == chunk == 1:
         return task.make_native(n, max_steps=task.max_steps, device=device)
     with warnings.catch_warnings():
