@@ -5,6 +5,7 @@ Source: Mu et al. 2021, Gu et al. 2023, Tao et al. 2024 (arXiv:2410.00425); pape
 
 from functools import partial
 
+from policy_decorator.envs.maniskill import push_chair_tasks
 from policy_decorator.envs.maniskill.batched import BatchedSimulation
 from policy_decorator.envs.maniskill.simulator import Simulated, make_env
 from policy_decorator.envs.task import Task
@@ -13,6 +14,7 @@ from policy_decorator.errors import lookup
 MAX_STEPS = 200
 """Of the paper (Table 2); ManiSkill 3 registers 50 for StackCube and 100 for PegInsertionSide."""
 CONTROL_HZ = 20.0
+_PLANNING = "ManiSkill's motion planning"
 
 SIMULATED = {
     # Differs from the paper: the state is ManiSkill 3's, without the pose of the robot's base (7 constant numbers).
@@ -37,6 +39,7 @@ SIMULATED = {
         module="policy_decorator.envs.maniskill.peg_insertion",
         planned="PegInsertionSide-v1",
     ),
+    **push_chair_tasks.SIMULATED,
 }
 
 
@@ -53,8 +56,9 @@ def _task(name: str, simulated: Simulated) -> Task:
         max_steps=MAX_STEPS,
         control_hz=CONTROL_HZ,
         success=simulated.success,
-        demos=f"ManiSkill's motion planning: pidec demos maniskill/{name}",
+        demos=f"{'scripted expert' if simulated.make_expert else _PLANNING}: pidec demos maniskill/{name}",
         make_env=partial(make_env, simulated),
+        make_expert=simulated.make_expert,
         make_on_gpu=partial(BatchedSimulation, simulated),
         points=simulated.points,
     )

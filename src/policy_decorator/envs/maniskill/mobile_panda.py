@@ -20,6 +20,7 @@ from mani_skill.agents.controllers import (
     PDJointVelControllerConfig,
 )
 from mani_skill.agents.registration import register_agent
+from mani_skill.sensors.base_sensor import BaseSensorConfig
 from mani_skill.sensors.camera import CameraConfig
 from mani_skill.utils.structs import Link, Pose
 
@@ -96,26 +97,27 @@ class MobilePandaDualArm(BaseAgent):
         }
         for side in ("left", "right"):  # the order of the actions, not that of the state
             joint1, joint2 = finger_joints(side)
+            follows: Any = {joint2: {"joint": joint1}}
             parts[f"{side}_arm"] = PDJointVelControllerConfig(
                 arm_joints(side), -3.14, 3.14, damping=100, force_limit=100
             )
             parts[f"{side}_gripper"] = PDJointPosMimicControllerConfig(
-                [joint1, joint2], -0.01, 0.04, 1000, 100, 100, mimic={joint2: {"joint": joint1}}
+                [joint1, joint2], -0.01, 0.04, 1000, 100, 100, mimic=follows
             )
         return {CONTROL_MODE: parts}
 
     @property
-    def _sensor_configs(self) -> list[CameraConfig]:
+    def _sensor_configs(self) -> list[BaseSensorConfig]:
         """Three cameras two metres above the base, 120 degrees apart, looking down by 45 degrees."""
         turns = (
-            [0.9238795, 0, 0.3826834, 0],
+            [0.9238795, 0.0, 0.3826834, 0.0],
             [0.46193977, 0.33141357, 0.19134172, -0.80010315],
             [-0.46193977, 0.33141357, -0.19134172, -0.80010315],
         )
         return [
             CameraConfig(
                 uid=f"overhead_camera_{i}",
-                pose=Pose.create_from_pq([0, 0, 2], q),
+                pose=Pose.create(sapien.Pose([0, 0, 2], q)),
                 width=125,
                 height=50,
                 fov=np.pi / 3,
@@ -158,7 +160,7 @@ class MobilePandaDualArm(BaseAgent):
         return torch.stack([x, y, zero, torch.cos(angle / 2), zero, zero, torch.sin(angle / 2)], dim=1)
 
     def fingertips(self) -> torch.Tensor:
-        """Positions (B, 12) in the order of ManiSkill2: right arm's right and left finger, left arm's right and left."""
+        """Positions (B, 12) in ManiSkill2's order: right arm's right and left finger, left arm's right and left."""
         tip = Pose.create_from_pq(torch.tensor([TIP], device=self.device))
         tips = [(finger.pose * tip).p for finger in self._fingers]
         return torch.cat([tips[1], tips[0], tips[3], tips[2]], dim=1)

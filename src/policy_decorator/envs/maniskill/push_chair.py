@@ -25,7 +25,7 @@ from mani_skill.utils.geometry.rotation_conversions import (
 )
 from mani_skill.utils.registration import register_env
 from mani_skill.utils.structs import Articulation, Link, Pose
-from mani_skill.utils.structs.types import DefaultMaterialsConfig, SimConfig
+from mani_skill.utils.structs.types import DefaultMaterialsConfig, GPUMemoryConfig, SimConfig
 from torch import Tensor
 
 from policy_decorator.envs.maniskill import chairs, partnet_chairs
@@ -54,9 +54,11 @@ FAMILIES = MappingProxyType(
 class PushChairEnv(BaseEnv):
     """One chair of the split per environment; without a GPU it is drawn anew, from the seed, at every reset."""
 
-    SUPPORTED_ROBOTS = ("mobile_panda_dual_arm",)
-    SUPPORTED_REWARD_MODES = ("sparse", "none")
-    agent: MobilePandaDualArm
+    SUPPORTED_ROBOTS = ["mobile_panda_dual_arm"]  # noqa: RUF012 (ManiSkill's own attributes)
+    SUPPORTED_REWARD_MODES = ["sparse", "none"]  # noqa: RUF012
+    agent: MobilePandaDualArm  # pyright: ignore[reportIncompatibleVariableOverride]
+    chair: Any
+    """One `Articulation` for all environments, though their chairs differ."""
 
     def __init__(
         self,
@@ -76,15 +78,19 @@ class PushChairEnv(BaseEnv):
 
     @property
     def _default_sim_config(self) -> SimConfig:
-        return SimConfig(spacing=10, default_materials_config=DefaultMaterialsConfig(0.5, 0.5, 0))
+        memory = GPUMemoryConfig(max_rigid_contact_count=2**21, max_rigid_patch_count=2**19)
+        floor = DefaultMaterialsConfig(static_friction=0.5, dynamic_friction=0.5, restitution=0)
+        return SimConfig(spacing=10, gpu_memory_config=memory, default_materials_config=floor)
 
     @property
     def _default_human_render_camera_configs(self) -> CameraConfig:
-        pose = sapien_utils.look_at([2.4, 2.4, 2.6], [0, 0, 0.4])
+        pose = sapien_utils.look_at([2.9, 2.9, 2.8], [0, 0, 0.3])
         return CameraConfig("render_camera", pose, 512, 512, 1, 0.01, 100)
 
-    def _load_agent(self, options: dict[str, Any]) -> None:
-        super()._load_agent(options, sapien.Pose())
+    def _load_agent(
+        self, options: dict[str, Any], initial_agent_poses: Any = None, build_separate: bool = False
+    ) -> None:
+        super()._load_agent(options, initial_agent_poses or sapien.Pose(), build_separate)
 
     def _load_scene(self, options: dict[str, Any]) -> None:
         ground = build_ground(self.scene, floor_width=40)
@@ -140,9 +146,10 @@ class PushChairEnv(BaseEnv):
         self.chair.set_qpos(self._rest[env_idx])
         self.chair.set_pose(Pose.create(rest))
         if self.gpu_sim_enabled:  # the links follow the joints only then
-            self.scene._gpu_apply_all()
-            self.scene.px.gpu_update_articulation_kinematics()
-            self.scene._gpu_fetch_all()
+            scene: Any = self.scene
+            scene._gpu_apply_all()
+            scene.px.gpu_update_articulation_kinematics()
+            scene._gpu_fetch_all()
         x, y, _ = quaternion_apply(self.seat.pose.q[env_idx], self._forward[env_idx]).unbind(dim=1)
         turn = axis_angle_to_quaternion((facing - torch.atan2(y, x))[:, None] * torch.tensor(UP))
         position = torch.cat([place, rest[:, 2:3]], dim=1)
@@ -153,7 +160,7 @@ class PushChairEnv(BaseEnv):
     def _before_control_step(self) -> None:
         self._before = self.chair.pose.raw_pose.clone()
 
-    def set_state_dict(self, state: dict[str, Any], env_idx: Tensor | None = None) -> None:
+    def set_state_dict(self, state: dict[str, Any], env_idx: Any = None) -> None:
         super().set_state_dict(state, env_idx)
         rows = slice(None) if env_idx is None else env_idx
         self._before[rows] = self.chair.pose.raw_pose[rows]

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from policy_decorator.envs import rendering
+from policy_decorator.envs.task import Expert
 from policy_decorator.errors import MissingExtra, UserError
 
 NO_DRIVER = "failed to find a rendering device"
@@ -30,6 +32,8 @@ class Simulated:
     """Imported first: it registers `env_id`."""
     planned: str | None = None
     """ManiSkill's environment of the same layouts, for which it has a motion-planning solution."""
+    make_expert: Callable[[], Expert] | None = None
+    """A scripted expert of ours where there is no such solution."""
 
 
 def load(module: str) -> None:

@@ -1,0 +1,29 @@
+"""The four tasks of PushChair: the paper's chairs, which must be downloaded, and procedural ones, in two sets each.
+
+As in the paper, demonstrations are made with the source chairs and the policy is refined on the target chairs.
+"""
+
+from policy_decorator.envs.maniskill.push_chair_expert import make_expert
+from policy_decorator.envs.maniskill.simulator import Simulated
+
+
+def _simulated(env_id: str) -> Simulated:
+    return Simulated(
+        env_id=env_id,
+        obs_size=131,
+        action_size=20,
+        control_mode="base_pd_joint_vel_arm_pd_joint_vel",
+        success="the chair is within 15 cm of the target, upright within 9 degrees, and static, at that step",
+        points={"chair": (44, 45, 46), "right hand": (107, 108, 109), "left hand": (113, 114, 115)},
+        module="policy_decorator.envs.maniskill.push_chair",
+        make_expert=make_expert,
+    )
+
+
+SIMULATED = {
+    "push-chair-source": _simulated("PushChairSource-v2"),
+    "push-chair": _simulated("PushChair-v2"),
+    "push-procedural-chair-source": _simulated("PushProceduralChairSource-v1"),
+    "push-procedural-chair": _simulated("PushProceduralChair-v1"),
+}
+"""`maniskill/<name>` -> what is simulated."""
