@@ -85,7 +85,7 @@ class PushChairEnv(BaseEnv):
     @property
     def _default_human_render_camera_configs(self) -> CameraConfig:
         pose = sapien_utils.look_at([2.9, 2.9, 2.8], [0, 0, 0.3])
-        return CameraConfig("render_camera", pose, 512, 512, 1, 0.01, 100)
+        return CameraConfig("render_camera", pose, 512, 512, 0.85, 0.01, 100)
 
     def _load_agent(
         self, options: dict[str, Any], initial_agent_poses: Any = None, build_separate: bool = False
