@@ -29,7 +29,7 @@ from policy_decorator.envs.task import Task
 from policy_decorator.errors import UserError
 
 BATCH = 10
-"""Seeds per call of a process: its simulators are made anew for each call, which takes two seconds."""
+"""Most seeds per call of a process: its simulators are made anew for each call, which takes two seconds."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def record_planned(
     most = max_attempts or ATTEMPTS_PER_EPISODE * episodes
     kept: list[Episode] = []
     counts = dict.fromkeys(("attempts", "plans_failed", "conversions_failed", "executions_failed"), 0)
-    batches = [range(s, min(s + BATCH, seed + most)) for s in range(seed, seed + most, BATCH)]
+    size, end = min(BATCH, episodes), seed + most
+    batches = [range(s, min(s + size, end)) for s in range(seed, end, size)]
     for batch in _in_processes(task, batches, processes):
         kept += batch.episodes
         counts["attempts"] += batch.seeds

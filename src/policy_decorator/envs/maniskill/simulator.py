@@ -48,7 +48,7 @@ def load(module: str) -> None:
         if not (error.name or "").startswith(("mani_skill", "sapien")):
             raise
         raise MissingExtra("ManiSkill", "maniskill") from error
-    logging.getLogger("mani_skill").setLevel(logging.ERROR)
+    logging.getLogger("mani_skill ").setLevel(logging.ERROR)  # its name has a space at the end
 
 
 def make_simulator(simulated: Simulated, num_envs: int = 1, **options: Any) -> Any:
