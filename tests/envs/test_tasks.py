@@ -23,6 +23,7 @@ CHOSEN = (
     "adroit/relocate",
     "maniskill/stack-cube",
     "maniskill/peg-insertion-side",
+    "maniskill/push-procedural-chair",
 )
 LIBRARY = {"metaworld": "metaworld", "adroit": "gymnasium_robotics", "maniskill": "mani_skill"}
 SIZES = {
@@ -33,6 +34,7 @@ SIZES = {
     "adroit/relocate": (39, 30, 400),
     "maniskill/stack-cube": (48, 4, 200),  # of the paper's 55, 7 are constant and ManiSkill 3 leaves them out
     "maniskill/peg-insertion-side": (43, 7, 200),  # of its 50
+    "maniskill/push-procedural-chair": (131, 20, 200),
 }
 
 

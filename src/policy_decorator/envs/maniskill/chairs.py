@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+# Differs from the paper: these chairs are not PartNet-Mobility's, which are in partnet_chairs.py.
 SOURCE = tuple(range(5))
 TARGET = tuple(range(100, 103))
 """Seeds of the chairs: as many as in the paper, those of demonstrations and those that are new online."""

@@ -78,6 +78,7 @@ class PushChairEnv(BaseEnv):
 
     @property
     def _default_sim_config(self) -> SimConfig:
+        # Differs from the paper: 100 simulation steps a second (ManiSkill 3), not 500 (ManiSkill 2); 20 actions both.
         memory = GPUMemoryConfig(max_rigid_contact_count=2**21, max_rigid_patch_count=2**19)
         floor = DefaultMaterialsConfig(static_friction=0.5, dynamic_friction=0.5, restitution=0)
         return SimConfig(spacing=10, gpu_memory_config=memory, default_materials_config=floor)
