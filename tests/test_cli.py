@@ -1,5 +1,6 @@
 """The command line from end to end on the toy tasks: answers, refusals, exit codes."""
 
+import importlib.util
 import io
 import json
 import os
@@ -252,6 +253,15 @@ def test_list_tasks_tells_the_sizes() -> None:
     row = next(row for row in pidec("list", "tasks", "--json").value if row["name"] == TASK)
     assert (row["obs_size"], row["action_size"], row["max_steps"], row["expert"]) == (4, 2, 25, True)
     assert row["success"] == TASKS[TASK].success
+    assert (row["runs"], row["why_not"], row["images"]) == (True, None, [])
+
+
+def test_list_tasks_tells_why_one_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    listed = pidec("list", "tasks", "--json").value
+    row = next(row for row in listed if row["name"] == "adroit/door")
+    assert (row["runs"], row["why_not"]) == (False, 'pip install "policy-decorator[adroit]"')
+    assert 'pip install "policy-decorator[metaworld]"' in " ".join(pidec("list", "tasks").out.split())
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from policy_decorator.stepping import send
+from policy_decorator.stepping import chosen, send
 from policy_decorator.types import BasePolicy, Composition, Gate, Step, Transition, VectorEnv
 
 
@@ -56,7 +56,7 @@ class Collector:
         facts = torch.stack([out.success, out.terminated, out.done])
         success, terminated, done = facts.to(obs.device, non_blocking=True)
         # Behind a termination there is no value to bootstrap: the row's one question is about its new episode.
-        self.action = next_base = self._ask(torch.where(terminated[:, None, None], out.window, out.final_window))
+        self.action = next_base = self._ask(chosen(terminated, out.window, out.final_window))
         if len(timed_out := (out.done & ~out.terminated).nonzero()[:, 0].to(obs.device, non_blocking=True)):
             self.action = next_base.index_copy(0, timed_out, self._ask(out.window[timed_out]))
         self.window = out.window

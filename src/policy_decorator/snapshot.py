@@ -78,7 +78,7 @@ def write(path: Path, state: dict[str, Any]) -> None:
     """Replace the file at `path` in one move. Raises UserError when the disk is full; the old file then stays."""
     with atomic_file(path) as temporary:
         try:
-            torch.save(state, temporary)
+            torch.save(_plain(state), temporary)
         except RuntimeError as error:  # torch hides a full disk in a RuntimeError
             cause = error.__context__
             raise (cause if isinstance(cause, OSError) else error) from None
@@ -89,6 +89,26 @@ def read(path: Path, device: torch.device) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"There is no checkpoint {path} to resume from: the run was stopped before its first one.")
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return _restored(torch.load(path, map_location=device, weights_only=True))
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise UserError(f"The checkpoint {path} is damaged and cannot be resumed: {error}") from None
+
+
+def _plain(x: Any) -> Any:
+    """`x` with every TensorDict as a dict that says so: `weights_only` admits no other classes."""
+    if hasattr(x, "batch_size"):
+        return {"batch_size": list(x.batch_size), "tensors": dict(x.items())}
+    if isinstance(x, dict):
+        return {name: _plain(y) for name, y in x.items()}
+    return type(x)(_plain(y) for y in x) if isinstance(x, (list, tuple)) else x
+
+
+def _restored(x: Any) -> Any:
+    """What `_plain` made it of."""
+    if isinstance(x, dict):
+        if x.keys() == {"batch_size", "tensors"}:
+            from tensordict import TensorDict
+
+            return TensorDict(x["tensors"], batch_size=x["batch_size"])
+        return {name: _restored(y) for name, y in x.items()}
+    return type(x)(_restored(y) for y in x) if isinstance(x, (list, tuple)) else x

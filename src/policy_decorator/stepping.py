@@ -1,8 +1,9 @@
-"""A step of environments in two halves, so that something else can be done while they take it."""
+"""A step of environments in two halves, so that something else can be done while they take it; and its rows."""
 
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from policy_decorator.types import Step, VectorEnv
@@ -23,3 +24,8 @@ def send(env: VectorEnv, action: Tensor) -> Callable[[], Step]:
         return env.receive
     out = env.step(action)
     return lambda: out
+
+
+def chosen(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`a` in the rows (B,) bool that say so, else `b`; both (B, ...), tensors or TensorDicts."""
+    return torch.where(rows.view(-1, *(1,) * (a.ndim - 1)), a, b)

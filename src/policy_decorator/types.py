@@ -3,7 +3,7 @@
 Shapes, used in every signature and comment:
     B   environments or batch rows        Do  observation size
     To  frames in an observation window   Da  action size
-    Ta  actions executed per decision (an action chunk; 1 for most policies)
+    Ta  actions executed per decision (1 for most). With images, windows and frames are TensorDicts (B, To) and (B,).
 """
 
 from typing import NamedTuple, Protocol

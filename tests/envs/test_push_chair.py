@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from policy_decorator.envs import TASKS
+from policy_decorator.envs import TASKS, get_task
 from policy_decorator.envs.maniskill import chairs, partnet_chairs, push_chair_expert
 from policy_decorator.envs.maniskill import simulated as simulated_of
 from policy_decorator.envs.maniskill.simulator import make_simulator
@@ -29,7 +29,7 @@ CHAIR, CHAIR_QPOS, CHAIR_QVEL, TIPS = slice(44, 57), slice(57, 82), slice(82, 10
 def _make(name: str) -> Any:
     """ManiSkill's own environment of the task `name`; skips where there is no Vulkan driver."""
     try:
-        return make_simulator(simulated_of(TASKS[f"maniskill/{name}"]), sim_backend="physx_cpu")
+        return make_simulator(simulated_of(TASKS[f"maniskill/{name}"]))
     except UserError as error:
         if "Vulkan" in str(error):
             pytest.skip(str(error))
@@ -225,6 +225,25 @@ def _shifted(env: Any, dx: float) -> Any:
 
     pose = env.chair.pose
     return Pose.create_from_pq(pose.p + pose.p.new_tensor([dx, 0, 0]), pose.q)
+
+
+@needs_maniskill
+def test_three_cameras_look_down_from_the_base() -> None:
+    task = get_task("maniskill/push-procedural-chair:rgbd")
+    if missing := task.why_not():
+        pytest.skip(missing)
+    env = task.make_env(None)
+    obs, _ = env.reset(seed=3)
+    assert env.observation_space.contains(obs)
+    assert obs["state"].shape == (65,)
+    assert obs["rgb"].shape == (9, 50, 125)
+    assert obs["depth"].shape == (3, 50, 125)
+    np.testing.assert_allclose(obs["state"][44:47], [*obs["state"][38:40], 0], atol=1e-6)  # where the base stands
+    red = (obs["rgb"][0] > 150) & (obs["rgb"][1:3] < 60).all(axis=0)
+    assert red.sum() > 10, "the target is before the robot at first"
+    floor = obs["depth"][:, -1]  # the lowest row looks down most: the floor is 2 m below or what hides it nearer
+    assert 500 < floor.max() < 4000
+    env.close()
 
 
 def test_a_stored_state_comes_back_at_rest(env: Any) -> None:

@@ -25,14 +25,16 @@ class Options:
 
 
 def tasks() -> Rows:
-    """Every task with its sizes, its time limit and its meaning of success."""
+    """Every task with its sizes, its time limit, its meaning of success, and whether it can run here."""
     from policy_decorator.envs import TASKS
 
     names = ("name", "obs_size", "action_size", "max_steps", "control_hz", "success", "demos")
-    return [
-        {name: getattr(task, name) for name in names} | {"expert": task.make_expert is not None}
-        for task in TASKS.values()
-    ]
+    rows = []
+    for task in TASKS.values():
+        row = {name: getattr(task, name) for name in names} | {"expert": task.make_expert is not None}
+        why_not = task.why_not()
+        rows.append(row | {"images": list(task.images), "runs": why_not is None, "why_not": why_not})
+    return rows
 
 
 def policies() -> Rows:
@@ -65,9 +67,11 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
     "methods": methods,
     "presets": presets,
 }
-COLUMNS = {"name": "name", "obs_size": "obs", "action_size": "act", "max_steps": "steps"}
-COLUMNS |= {"success": "success means", "summary": "summary"}
+COLUMNS = {"name": "name", "obs_size": "obs", "action_size": "act", "max_steps": "steps", "runs": "runs here"}
+COLUMNS |= {"images": "images", "demos": "demonstrations", "success": "success means", "summary": "summary"}
 """What a table shows, and its heading."""
+SQUEEZED = {"demos": 10, "success": 10, "summary": 20}
+"""Those that share the width the others leave, and the least of it with which they are shown."""
 
 
 def parse(args: list[str]) -> Options:
@@ -81,16 +85,37 @@ def parse(args: list[str]) -> Options:
 def run(options: Options) -> Answer:
     """The list that was asked for."""
     from rich import box
+    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     rows = LISTS[options.kind]()
     table = Table(box=box.SIMPLE_HEAD)
     shown = [name for name in COLUMNS if name in rows[0]]
+    widths = {n: max(len(COLUMNS[n]), *(len(_shown(row[n])) for row in rows)) for n in shown} | SQUEEZED
+    for name in ("success", "demos", "images"):  # a narrow terminal shows less
+        if name in shown and _total(widths, shown) > Console().width:
+            shown.remove(name)
+    squeezed = [name for name in shown if name in SQUEEZED]
+    for name in squeezed:
+        widths[name] += (Console().width - _total(widths, shown)) // len(squeezed)
     for name in shown:
-        justify = "right" if isinstance(rows[0][name], int) else "left"
-        wide = max(len(row[name]) for row in rows) if name == "name" else None
+        justify = "right" if type(rows[0][name]) is int else "left"
         fixed = name != "summary"
-        table.add_column(COLUMNS[name], justify=justify, no_wrap=fixed, overflow="ellipsis", min_width=wide)
+        table.add_column(COLUMNS[name], justify=justify, no_wrap=fixed, overflow="ellipsis", width=widths[name])
     for row in rows:
-        table.add_row(*(str(row[name]) for name in shown))
+        table.add_row(*(_shown(row[name]) for name in shown))
+    reasons = dict.fromkeys(row["why_not"] for row in rows if row.get("why_not"))
+    table.caption = Text("\n".join(f"To run those that cannot: {reason}" for reason in reasons))
     return Answer(rows, table, options.json)
+
+
+def _total(widths: Mapping[str, int], shown: list[str]) -> int:
+    """Of a table with gaps between its columns."""
+    return sum(widths[name] + 3 for name in shown)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

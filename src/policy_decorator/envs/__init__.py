@@ -23,7 +23,11 @@ TASKS: Mapping[str, Task] = MappingProxyType(
 def get_task(name: str) -> Task:
     """The task called `name`, "peg-insert-side" of Meta-World being "metaworld/peg-insert-side".
 
+    "metaworld/peg-insert-side:rgb" is the same task seen by cameras.
+
     Raises:
-        UserError: there is no such task; the message names the nearest one.
+        UserError: there is no such task; the message names the nearest one. Or it cannot be seen in that way.
     """
-    return lookup("task", name, TASKS)
+    name, _, mode = name.partition(":")
+    task = lookup("task", name, TASKS)
+    return task.with_images(mode) if mode else task

@@ -13,7 +13,8 @@ import gymnasium as gym
 import numpy as np
 
 from policy_decorator.envs import rendering
-from policy_decorator.envs.task import Task
+from policy_decorator.envs.images import SeenByCamera
+from policy_decorator.envs.task import Images, Task, installed
 from policy_decorator.errors import MissingExtra, lookup
 
 CONTROL_HZ = 100.0
@@ -29,6 +30,8 @@ class Hand:
     action_size: int
     max_steps: int
     """Of the paper; gymnasium-robotics registers 200 for all four."""
+    joints: int
+    """The observation begins with the angles of the hand's joints; with images, they are the state."""
     success: str
     """The environment tests it anew at every step: it may hold and be lost again."""
     points: dict[str, tuple[int, int, int]] | None = None
@@ -42,6 +45,7 @@ HANDS = {
         39,
         28,
         300,
+        27,
         "the door's hinge is at 1.35 rad or more, at that step",
         {"palm": (29, 30, 31), "handle": (32, 33, 34)},
         camera="vil_camera",  # "fixed" stands too near to see the whole door
@@ -52,6 +56,7 @@ HANDS = {
         45,
         24,
         200,
+        24,
         "the pen is within 7.5 cm and 18 degrees (cosine 0.95) of the target, at that step",
         {"pen": (24, 25, 26)},
     ),
@@ -60,6 +65,7 @@ HANDS = {
         46,
         26,
         400,
+        26,
         "the nail is within 1 cm of its place in the board, at that step",
         {"palm": (33, 34, 35), "hammer": (36, 37, 38), "nail": (42, 43, 44)},
     ),
@@ -68,6 +74,7 @@ HANDS = {
         39,
         30,
         400,
+        30,
         "the ball is within 10 cm of the target, at that step",
     ),
 }
@@ -92,8 +99,27 @@ class SuccessOnly(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
         return obs.astype(np.float32), float(success), False, False, {"success": success}
 
 
-def make_env(name: str, render_mode: str | None = None) -> SuccessOnly:
-    """One environment of the task `name` ("door"); `render_mode` is None or "rgb_array".
+IMAGE_SIZE = 128
+"""Pixels, high and wide (paper App. A.1.2)."""
+IMAGE_CAMERA = "fixed"
+
+
+def make_env_with_images(name: str, render_mode: str | None = None) -> SeenByCamera:
+    """The same seen by a camera in the room. Raises what `make_env` raises."""
+    del render_mode  # what it draws is what it observes
+    env = make_env(name, "rgb_array", camera=IMAGE_CAMERA, width=IMAGE_SIZE, height=IMAGE_SIZE)
+    return SeenByCamera(env, HANDS[name].joints, IMAGE_SIZE, IMAGE_SIZE)
+
+
+def make_env(
+    name: str,
+    render_mode: str | None = None,
+    *,
+    camera: str | None = None,
+    width: int = rendering.WIDTH,
+    height: int = rendering.HEIGHT,
+) -> SuccessOnly:
+    """One environment of the task `name` ("door"); `render_mode` is None or "rgb_array", then of that size.
 
     Raises:
         UserError: there is no such task, or nothing can be rendered here.
@@ -112,9 +138,9 @@ def make_env(name: str, render_mode: str | None = None) -> SuccessOnly:
         rendering.use_renderer()
         options |= {
             "render_mode": render_mode,
-            "camera_name": hand.camera,
-            "width": rendering.WIDTH,
-            "height": rendering.HEIGHT,
+            "camera_name": camera or hand.camera,
+            "width": width,
+            "height": height,
         }
     # -1: no time limit of its own. Unwrapped: gymnasium's checkers print about what is settled here.
     env = gym.make(hand.gym_id, max_episode_steps=-1, disable_env_checker=True, **options).unwrapped
@@ -141,5 +167,12 @@ def _task(name: str, hand: Hand) -> Task:
             f"or --from-minari D4RL/{name}/human-v2; or --from-policy"
         ),
         make_env=partial(make_env, name),
+        why_not=partial(installed, "gymnasium_robotics", extra="adroit"),
+        images={"rgb": _images(name, hand)},
         points=hand.points,
     )
+
+
+def _images(name: str, hand: Hand) -> Images:
+    made = partial(make_env_with_images, name)
+    return Images((IMAGE_CAMERA,), IMAGE_SIZE, IMAGE_SIZE, depth=False, state_size=hand.joints, make_env=made)

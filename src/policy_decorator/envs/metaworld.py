@@ -13,7 +13,8 @@ import gymnasium as gym
 import numpy as np
 
 from policy_decorator.envs import rendering
-from policy_decorator.envs.task import Expert, Task
+from policy_decorator.envs.images import SeenByCamera
+from policy_decorator.envs.task import Expert, Images, Task, installed
 from policy_decorator.errors import MissingExtra, lookup
 
 OBS_SIZE, ACTION_SIZE = 39, 4
@@ -120,8 +121,24 @@ class SeededGoals(gym.Env[np.ndarray, np.ndarray]):
         self._simulator.close()
 
 
-def make_env(name: str, render_mode: str | None = None) -> SeededGoals:
-    """One environment of the task `name` ("peg-insert-side"); `render_mode` is None or "rgb_array".
+IMAGE_SIZE = 128
+"""Pixels, high and wide."""
+IMAGE_CAMERA = "corner4"
+GRIPPER = 4
+"""Entries of the observation about the gripper, with which it begins: the state where there are images."""
+
+
+def make_env_with_images(name: str, render_mode: str | None = None) -> SeenByCamera:
+    """The same seen by a camera in the room. Raises what `make_env` raises."""
+    del render_mode  # what it draws is what it observes
+    env = make_env(name, "rgb_array", width=IMAGE_SIZE, height=IMAGE_SIZE)
+    return SeenByCamera(env, GRIPPER, IMAGE_SIZE, IMAGE_SIZE)
+
+
+def make_env(
+    name: str, render_mode: str | None = None, *, width: int = rendering.WIDTH, height: int = rendering.HEIGHT
+) -> SeededGoals:
+    """One environment of the task `name` ("peg-insert-side"); `render_mode` is None or "rgb_array", then of that size.
 
     Raises:
         UserError: there is no such task, or nothing can be rendered here.
@@ -136,9 +153,9 @@ def make_env(name: str, render_mode: str | None = None) -> SeededGoals:
         rendering.use_renderer()
     simulator: Any = ALL_V3_ENVIRONMENTS[f"{name}-v3"](
         render_mode=render_mode,  # pyright: ignore[reportArgumentType, reportCallIssue]
-        camera_name="corner4",
-        width=rendering.WIDTH,
-        height=rendering.HEIGHT,
+        camera_name=IMAGE_CAMERA,
+        width=width,
+        height=height,
     )
     if render_mode is not None:
         rendering.draw_fast(simulator.model)
@@ -191,5 +208,12 @@ def _task(name: str) -> Task:
         demos="scripted expert, embedded",
         make_env=partial(make_env, name),
         make_expert=partial(make_expert, name),
+        why_not=partial(installed, "metaworld", extra="metaworld"),
+        images={"rgb": _images(name)},
         points={"gripper": (0, 1, 2), "object": (4, 5, 6), "goal": (36, 37, 38)},
     )
+
+
+def _images(name: str) -> Images:
+    made = partial(make_env_with_images, name)
+    return Images((IMAGE_CAMERA,), IMAGE_SIZE, IMAGE_SIZE, depth=False, state_size=GRIPPER, make_env=made)

@@ -1,15 +1,55 @@
 """What a task is: one entry per task, with its sizes, its time limit and its meaning of success."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from policy_decorator.errors import lookup
 from policy_decorator.types import VectorEnv
 
 Expert = Callable[[np.ndarray], np.ndarray]
+
+
+def installed(*libraries: str, extra: str) -> str | None:
+    """None, or how to install those of `libraries` that are missing; nothing is imported."""
+    if all(importlib.util.find_spec(library) for library in libraries):
+        return None
+    return f'pip install "policy-decorator[{extra}]"'
+
+
+@dataclass(frozen=True)
+class Images:
+    """What cameras see of a task, beside a state that says nothing of its objects.
+
+    An observation is then a dict: `state` (state_size,) float32, `rgb` (3 k, H, W) uint8 with the k cameras one after
+    the other, and with `depth` also `depth` (k, H, W) int16 in millimetres, 0 where nothing is.
+    """
+
+    cameras: tuple[str, ...]
+    """As the simulator calls them."""
+    height: int
+    width: int
+    """Pixels, of every camera."""
+    depth: bool
+    state_size: int
+    make_env: Callable[[str | None], gym.Env[Any, Any]]
+    """`None` or "rgb_array" -> one environment with such observations."""
+    make_on_gpu: Callable[..., VectorEnv] | None = None
+    """As of the task."""
+
+
+def image_space(state_size: int, cameras: int, height: int, width: int, *, depth: bool) -> gym.spaces.Dict:
+    """The observation space of environments that show images."""
+    state = gym.spaces.Box(-np.inf, np.inf, (state_size,), np.float32)
+    rgb = gym.spaces.Box(0, 255, (3 * cameras, height, width), np.uint8)
+    parts: dict[str, gym.Space[Any]] = {"state": state, "rgb": rgb}
+    if depth:
+        parts["depth"] = gym.spaces.Box(0, np.iinfo(np.int16).max, (cameras, height, width), np.int16)
+    return gym.spaces.Dict(parts)
 
 
 @dataclass(frozen=True)
@@ -39,7 +79,19 @@ class Task:
     """Set where the simulator itself is vectorised: (n, max_steps, device) -> environments."""
     make_on_gpu: Callable[..., VectorEnv] | None = None
     """Set where thousands of environments can be simulated on a GPU: (n, max_steps, context, chunk, device)."""
+    why_not: Callable[[], str | None] = lambda: None
+    """What is missing on this machine for the task to run, in one line; None where nothing is."""
     renders: bool = True
     """Whether `make_env("rgb_array")` draws."""
+    images: Mapping[str, Images] = field(default_factory=dict)
+    """What "<name>:rgb" or "<name>:rgbd" shows instead of the state."""
+    shows: Images | None = None
+    """Set where this is such a task."""
     points: dict[str, tuple[int, int, int]] | None = None
     """Where named points (gripper, object, goal) stand in the observation: drawn where nothing can be rendered."""
+
+    def with_images(self, mode: str) -> "Task":
+        """The same task seen by cameras, "rgb" or "rgbd". Raises UserError where it has no such mode."""
+        shown = lookup(f"images of {self.name}", mode, self.images)
+        made = {"make_env": shown.make_env, "make_on_gpu": shown.make_on_gpu, "make_expert": None}
+        return replace(self, name=f"{self.name}:{mode}", obs_size=shown.state_size, shows=shown, points=None, **made)

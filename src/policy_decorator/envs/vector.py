@@ -4,15 +4,19 @@ Time limit, termination at success, frame windows, action chunks and resets are 
 """
 
 import warnings
+from collections import deque
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 from torch import Tensor
 
+from policy_decorator.envs.images import FrameNumbers, together
 from policy_decorator.envs.task import Task
 from policy_decorator.envs.workers import Here, Workers
 from policy_decorator.errors import UserError
@@ -33,26 +37,36 @@ class DecisionEnv(gym.Wrapper[Any, Any, Any, Any]):
     def __init__(self, env: gym.Env[Any, Any], task: Task, context: int, chunk: int) -> None:
         super().__init__(env)
         self.task = task
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (context, task.obs_size), np.float32)
+        flat = gym.spaces.Box(-np.inf, np.inf, (task.obs_size,), np.float32)
+        self.frame_space = env.observation_space if task.shows else flat
+        self.observation_space = batch_space(self.frame_space, context)
         self.action_space = gym.spaces.Box(-np.inf, np.inf, (chunk, task.action_size), np.float32)
-        self.window = np.zeros((context, task.obs_size), np.float32)
+        self.frames: deque[Any] = deque(maxlen=context)
         self.steps = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """`options["replay"]` may map an episode's seed to the chunks (L, Ta, Da) with which to bring it back."""
         obs, _ = self.env.reset(seed=seed)
         self.steps = 0
-        self.window[:] = obs
+        self.frames.extend([deepcopy(obs)] * self.context)
         for action in (options or {}).get("replay", {}).get(seed, ()):
             self.step(action)
-        return self.window.copy(), {}
+        return self._window(), {}
+
+    def _window(self) -> Any:
+        """(To, Do), from old to new; a dict of such arrays where there are images."""
+        out = create_empty_array(self.frame_space, self.context)
+        return concatenate(self.frame_space, self.frames, out)
+
+    @property
+    def context(self) -> int:
+        return self.frames.maxlen or 1
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         before, success, terminated = self.steps, False, False
         for a in np.clip(action, -1.0, 1.0):
             obs, _, terminated, _, info = self.env.step(a)
-            self.window[:-1] = self.window[1:]
-            self.window[-1] = obs
+            self.frames.append(deepcopy(obs))
             self.steps += 1
             success = bool(info["success"])
             terminated = bool(terminated) or success
@@ -60,7 +74,7 @@ class DecisionEnv(gym.Wrapper[Any, Any, Any, Any]):
                 break
         truncated = self.steps >= self.task.max_steps and not terminated
         info = {"success": success, "env_steps": self.steps - before}
-        return self.window.copy(), float(success), terminated, truncated, info
+        return self._window(), float(success), terminated, truncated, info
 
 
 class SimulatorVector:
@@ -82,10 +96,12 @@ class SimulatorVector:
         self.seeds = np.arange(n)
         self.next_seed = n
         self.executed: list[list[np.ndarray]] = [[] for _ in range(n)]  # chunks since reset, to bring an episode back
+        self.numbers = FrameNumbers(n)
 
     def reset(self, seed: int) -> Tensor:
         self.next_seed = seed
-        return self._tensor(self._start(np.ones(self.n, dtype=bool)))
+        everywhere = np.ones(self.n, dtype=bool)
+        return self._tensor(self._start(everywhere), everywhere)
 
     def step(self, action: Tensor) -> Step:
         self.send(action)
@@ -106,9 +122,9 @@ class SimulatorVector:
         """The other half: wait for the answer, and begin new episodes where old ones have ended."""
         window, _, terminated, truncated, info = self.envs.receive()
         done, episode = terminated | truncated, torch.from_numpy(self.seeds.copy())
-        final_window = self._tensor(window)
+        final_window = self._tensor(window, np.ones(self.n, dtype=bool))
         return Step(
-            window=self._tensor(self._start(done)) if done.any() else final_window,
+            window=self._tensor(self._start(done), done) if done.any() else final_window,
             final_window=final_window,
             success=torch.from_numpy(info["success"]).bool(),
             terminated=torch.from_numpy(terminated),
@@ -133,10 +149,12 @@ class SimulatorVector:
     def state(self) -> dict[str, Tensor]:
         """Seeds of the running episodes and the actions taken in them: enough to bring back any simulator exactly."""
         chunks = {f"executed_{i}": torch.from_numpy(np.stack(e)) for i, e in enumerate(self.executed) if e}
-        return {"seeds": torch.from_numpy(self.seeds.copy()), "next_seed": torch.tensor(self.next_seed), **chunks}
+        seeds = {"seeds": torch.from_numpy(self.seeds.copy()), "next_seed": torch.tensor(self.next_seed)}
+        return {**seeds, **self.numbers.state(), **chunks}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         self.seeds, self.next_seed = state["seeds"].cpu().numpy().copy(), int(state["next_seed"])
+        self.numbers.restore(state)
         chunks = [state.get(f"executed_{i}") for i in range(self.n)]
         replay = {int(s): () if c is None else c.cpu().numpy() for s, c in zip(self.seeds, chunks, strict=True)}
         self._start(np.ones(self.n, dtype=bool), replay)
@@ -144,8 +162,12 @@ class SimulatorVector:
     def close(self) -> None:
         self.envs.close()
 
-    def _tensor(self, x: np.ndarray) -> Tensor:
-        return torch.from_numpy(x).to(self.device, non_blocking=True)
+    def _tensor(self, window: Any, new: np.ndarray) -> Tensor:
+        """The window on the device; `new` (B,) bool, whose newest frame has not been seen before."""
+        if isinstance(window, np.ndarray):
+            return torch.from_numpy(window).to(self.device, non_blocking=True)
+        parts = {name: torch.from_numpy(x).to(self.device, non_blocking=True) for name, x in window.items()}
+        return self.numbers(together(parts, ndim=2), torch.from_numpy(new))
 
 
 def _make(task: Task, context: int, chunk: int) -> DecisionEnv:

@@ -62,7 +62,7 @@ class Workers:
         mask = options["reset_mask"]
         for pipe, rows in zip(self.pipes, self.rows, strict=True):
             pipe.send(("reset", [seed[i] for i in rows], {**options, "reset_mask": mask[rows]}))
-        return np.concatenate([_answer(pipe) for pipe in self.pipes]), {}
+        return _joined([_answer(pipe) for pipe in self.pipes]), {}
 
     def send(self, actions: np.ndarray) -> None:
         for pipe, rows in zip(self.pipes, self.rows, strict=True):
@@ -70,7 +70,7 @@ class Workers:
 
     def receive(self) -> Answer:
         answers = [_answer(pipe) for pipe in self.pipes]
-        obs, reward, terminated, truncated = (np.concatenate([a[i] for a in answers]) for i in range(4))
+        obs, reward, terminated, truncated = (_joined([a[i] for a in answers]) for i in range(4))
         info = {name: np.concatenate([a[4][name] for a in answers]) for name in answers[0][4]}
         return obs, reward, terminated, truncated, info
 
@@ -83,6 +83,13 @@ class Workers:
                     process.terminate()
             process.join(timeout=5)
             pipe.close()
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Arrays, or dicts of arrays, one below the other."""
+    if isinstance(parts[0], dict):
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return np.concatenate(parts)
 
 
 def _answer(pipe: Connection) -> Any:

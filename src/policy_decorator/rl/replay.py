@@ -20,12 +20,16 @@ class Replay:
     def __init__(self, capacity: int) -> None:
         self.capacity, self.size, self.head = capacity, 0, 0
         self.data: Transition | None = None
+        self.pictures: Pictures | None = None
 
     def add(self, t: Transition) -> None:
         """Append the rows of `t`, overwriting the oldest once full."""
         n = len(t.reward)
         if n > self.capacity:
             raise ValueError(f"{n} transitions at once do not fit a replay of {self.capacity}")
+        if not isinstance(t.obs, Tensor):
+            self.pictures = self.pictures or Pictures(self.capacity)
+            t = t._replace(obs=self.pictures.put(t.obs), next_obs=self.pictures.put(t.next_obs))
         if self.data is None:
             self.data = Transition(*(x.new_zeros((self.capacity, *x.shape[1:])) for x in t))
         rows = torch.arange(self.head, self.head + n, device=t.reward.device) % self.capacity
@@ -39,17 +43,71 @@ class Replay:
         if self.data is None:
             raise ValueError("the replay is empty: collect before sampling")
         rows = torch.randint(self.size, (batch_size,), device=self.data.reward.device)
-        return Transition(*(x[rows] for x in self.data))
+        if self.pictures is None:
+            return Transition(*(x[rows] for x in self.data))
+        recent = (self.head - 1 - rows % max(1, self.size // 2)) % self.capacity
+        rows = torch.where(self.pictures.has(self.data.obs[rows]), rows, recent)
+        batch = Transition(*(x[rows] for x in self.data))
+        return batch._replace(obs=self.pictures.get(batch.obs), next_obs=self.pictures.get(batch.next_obs))
 
     def state(self) -> dict[str, Any]:
         data = [] if self.data is None else [x[: self.size].clone() for x in self.data]
-        return {"head": self.head, "size": self.size, "data": data}
+        pictures = None if self.pictures is None else self.pictures.state()
+        return {"head": self.head, "size": self.size, "data": data, "pictures": pictures}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.data, self.size, self.head = None, 0, 0
+        self.data, self.pictures, self.size, self.head = None, None, 0, 0
         if state["data"]:
-            self.add(Transition(*state["data"]))
-        self.head = state["head"]
+            t = Transition(*state["data"])
+            self.data = Transition(*(x.new_zeros((self.capacity, *x.shape[1:])) for x in t))
+            for store, x in zip(self.data, t, strict=True):
+                store[: len(x)] = x
+        if state["pictures"] is not None:
+            self.pictures = Pictures(self.capacity)
+            self.pictures.restore(state["pictures"])
+        self.head, self.size = state["head"], state["size"]
+
+
+class Pictures:
+    """The pictures of frames by the frames' numbers, each stored once: a frame is seen before one decision and after
+    the decision before it.
+
+    Numbers count on, one per decision and one more per episode. There is room for an eighth more frames than
+    transitions; where episodes are shorter than eight decisions, the oldest transitions lose theirs (`has`).
+    """
+
+    def __init__(self, transitions: int) -> None:
+        self.room = transitions + transitions // 8 + 1
+        self.stored: dict[str, Tensor] = {}
+        self.newest = torch.zeros(0, dtype=torch.long)  # the highest number so far, on the device
+
+    def put(self, obs: Tensor) -> Tensor:
+        """Store the pictures of `obs` (B,), and return what is left of it: `state` and `frame`."""
+        known: Any = obs
+        names = [name for name in known.keys() if name not in ("state", "frame")]  # noqa: SIM118 (a TensorDict)
+        if not self.stored:
+            self.stored = {name: known[name].new_zeros((self.room, *known[name].shape[1:])) for name in names}
+            self.newest = known["frame"].max()
+        self.newest = torch.maximum(self.newest, known["frame"].max())
+        for name in names:
+            self.stored[name][known["frame"] % self.room] = known[name]
+        return known.exclude(*names)
+
+    def has(self, obs: Tensor) -> Tensor:
+        """(B,) bool: whether nothing has taken the place of the pictures of `obs`."""
+        return obs["frame"] > self.newest - self.room  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    def get(self, obs: Tensor) -> Tensor:
+        """`obs` with its pictures."""
+        known: Any = obs
+        slots = known["frame"] % self.room
+        return known.update({name: x[slots] for name, x in self.stored.items()})
+
+    def state(self) -> dict[str, Tensor]:
+        return {"newest": self.newest, **self.stored}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.newest, self.stored = state["newest"], {name: x for name, x in state.items() if name != "newest"}
 
 
 class NStep:

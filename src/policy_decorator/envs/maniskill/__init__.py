@@ -7,8 +7,8 @@ from functools import partial
 
 from policy_decorator.envs.maniskill import push_chair_tasks
 from policy_decorator.envs.maniskill.batched import BatchedSimulation
-from policy_decorator.envs.maniskill.simulator import Simulated, make_env
-from policy_decorator.envs.task import Task
+from policy_decorator.envs.maniskill.simulator import Simulated, make_env, why_not
+from policy_decorator.envs.task import Images, Task
 from policy_decorator.errors import lookup
 
 MAX_STEPS = 200
@@ -27,6 +27,7 @@ SIMULATED = {
         control_mode="pd_ee_delta_pos",
         success="the red cube lies on the green one, let go of and static, at that step",
         points={"gripper": (18, 19, 20), "red cube": (25, 26, 27), "green cube": (32, 33, 34)},
+        state_beside_images=25,
         planned="StackCube-v1",
     ),
     "peg-insertion-side": Simulated(
@@ -36,6 +37,7 @@ SIMULATED = {
         control_mode="pd_ee_delta_pose",
         success="the peg's head is in the hole, between 1.5 cm before and 7.5 cm behind its middle, at that step",
         points={"gripper": (18, 19, 20), "peg": (25, 26, 27), "hole": (35, 36, 37)},
+        state_beside_images=25,
         module="policy_decorator.envs.maniskill.peg_insertion",
         planned="PegInsertionSide-v1",
     ),
@@ -60,10 +62,27 @@ def _task(name: str, simulated: Simulated) -> Task:
         make_env=partial(make_env, simulated),
         make_expert=simulated.make_expert,
         make_on_gpu=partial(BatchedSimulation, simulated),
+        why_not=why_not,
+        images={"rgbd": _images(simulated)},
         points=simulated.points,
+    )
+
+
+def _images(simulated: Simulated) -> Images:
+    height, width = simulated.camera_size
+    return Images(
+        simulated.cameras,
+        height,
+        width,
+        depth=True,
+        state_size=simulated.state_beside_images,
+        make_env=partial(make_env, simulated, images=True),
+        make_on_gpu=partial(BatchedSimulation, simulated, images=True),
     )
 
 
 def simulated(task: Task) -> Simulated:
     """What ManiSkill simulates for `task`. Raises UserError if the task is not one of ManiSkill's."""
-    return lookup("ManiSkill task", task.name, {f"maniskill/{name}": s for name, s in SIMULATED.items()})
+    return lookup(
+        "ManiSkill task", task.name.partition(":")[0], {f"maniskill/{name}": s for name, s in SIMULATED.items()}
+    )

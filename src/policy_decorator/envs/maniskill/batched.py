@@ -1,9 +1,13 @@
 """ManiSkill's simulation on the GPU: thousands of environments whose tensors never leave the device."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from policy_decorator.envs.maniskill.simulator import Simulated, make_simulator
+from policy_decorator.envs.images import FrameNumbers, together
+from policy_decorator.envs.maniskill.simulator import Simulated, frame_of, make_simulator
+from policy_decorator.stepping import chosen
 from policy_decorator.types import Step
 
 
@@ -23,21 +27,32 @@ class BatchedSimulation:
         max_steps: int,
         context: int = 1,
         chunk: int = 1,
+        images: bool = False,
         device: str | torch.device = "cuda",
     ) -> None:
         self.n, self.max_steps, self.context, self.chunk = n, max_steps, context, chunk
         self.device = torch.device(device)
-        backend = "physx_cuda" if self.device.type == "cuda" else "physx_cpu"  # the latter for one environment only
+        self.simulated = simulated
         # Objects that differ in shape stay with their environment: building the scene anew would build all of it.
-        self.simulator = make_simulator(simulated, n, sim_backend=backend, reconfiguration_freq=0)
+        self.simulator = make_simulator(simulated, n, device=self.device.type, images=images, reconfiguration_freq=0)
+
+        self.numbers = FrameNumbers(n)
 
     def reset(self, seed: int) -> Tensor:
         self.seeds = torch.arange(seed, seed + self.n)  # on the CPU, as the facts of a step
         self.next_seed = seed + self.n
         self.steps = torch.zeros(self.n, dtype=torch.long, device=self.device)
         obs, _ = self.simulator.reset(seed=self.seeds.tolist())
-        self.window = obs[:, None].repeat(1, self.context, 1)  # (B, To, Do)
-        return self.window
+        self.window = torch.stack([self._frame(obs)] * self.context, dim=1)  # (B, To, Do)
+        return self._numbered(torch.ones(self.n, dtype=torch.bool))
+
+    def _frame(self, obs: Any) -> Tensor:
+        """(B, Do), or with images a TensorDict (B,)."""
+        frame = frame_of(obs, self.simulated)
+        return frame if isinstance(frame, Tensor) else together(frame, ndim=1)
+
+    def _numbered(self, new: Tensor) -> Tensor:
+        return self.window if isinstance(self.window, Tensor) else self.numbers(self.window, new)
 
     def step(self, action: Tensor) -> Step:
         """All environments are simulated through the whole chunk; what one does after its end is not looked at."""
@@ -47,18 +62,19 @@ class BatchedSimulation:
             obs, _, _, _, info = self.simulator.step(a)
             running = ~(success | failed | (self.steps >= self.max_steps))
             self.steps = self.steps + running
-            shifted = torch.cat([self.window[:, 1:], obs[:, None]], dim=1)
-            self.window = torch.where(running[:, None, None], shifted, self.window)
+            shifted = torch.cat([self.window[:, 1:], self._frame(obs)[:, None]], dim=1)
+            self.window = chosen(running, shifted, self.window)
             success = success | (running & info["success"])
             failed = failed | (running & info["fail"] & ~success if "fail" in info else torch.zeros_like(failed))
         terminated = success | failed
         done = terminated | (self.steps >= self.max_steps)
         facts = torch.stack([success, terminated, done, self.steps - before]).cpu()
-        final, episode = self.window, self.seeds.clone()
-        if facts[2].any():
-            self._begin(done, facts[2].bool())
-        told = facts[:3].bool()
-        return Step(self.window, final, told[0], told[1], told[2], facts[3], episode)
+        told, episode = facts[:3].bool(), self.seeds.clone()
+        window = final = self._numbered(torch.ones_like(told[2]))
+        if told[2].any():
+            self._begin(done, told[2])
+            window = self._numbered(told[2])
+        return Step(window, final, told[0], told[1], told[2], facts[3], episode)
 
     def _begin(self, done: Tensor, told: Tensor) -> None:
         """New episodes where `done` (on the device; `told`: the same on the CPU)."""
@@ -69,17 +85,25 @@ class BatchedSimulation:
             obs, _ = self.simulator.reset(options={"env_idx": done.nonzero()[:, 0]})
         self.next_seed += count
         self.steps = torch.where(done, 0, self.steps)
-        self.window = torch.where(done[:, None, None], obs[:, None], self.window)
+        begun = torch.stack([self._frame(obs)] * self.context, dim=1)
+        self.window = chosen(done, begun, self.window)
 
     def state(self) -> dict[str, Tensor]:
         """Poses and velocities: enough to go on, with contacts found anew."""
-        own = {name: getattr(self, name).clone() for name in ("seeds", "steps", "window")}
-        return {**own, "next_seed": torch.tensor(self.next_seed), "physics": self.simulator.get_state().clone()}
+        window: Any = self.window
+        parts = {"window": window} if isinstance(window, Tensor) else dict(window.items())
+        own = {"seeds": self.seeds, "steps": self.steps, "next_seed": torch.tensor(self.next_seed), **parts}
+        own |= {**self.numbers.state(), "physics": self.simulator.get_state()}
+        return {name: x.clone() for name, x in own.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
         self.reset(int(state["seeds"][0]))
         self.next_seed, self.seeds = int(state["next_seed"]), state["seeds"].cpu().clone()
-        self.steps, self.window = (state[name].to(self.device).clone() for name in ("steps", "window"))
+        self.steps = state["steps"].to(self.device).clone()
+        window: Any = self.window
+        for name, x in {"window": window}.items() if isinstance(window, Tensor) else window.items():
+            x.copy_(state[name])
+        self.numbers.restore(state)
         self.simulator.set_state(state["physics"].to(self.device))
 
     def close(self) -> None:

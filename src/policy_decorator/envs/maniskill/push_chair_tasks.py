@@ -15,6 +15,9 @@ def _simulated(env_id: str) -> Simulated:
         control_mode="base_pd_joint_vel_arm_pd_joint_vel",
         success="the chair is within 15 cm of the target, upright within 9 degrees, and static, at that step",
         points={"chair": (44, 45, 46), "right hand": (107, 108, 109), "left hand": (113, 114, 115)},
+        state_beside_images=65,
+        cameras=("overhead_camera_0", "overhead_camera_1", "overhead_camera_2"),
+        camera_size=(50, 125),
         module="policy_decorator.envs.maniskill.push_chair",
         make_expert=make_expert,
     )

@@ -1,16 +1,21 @@
 """ManiSkill 3's simulator: how an environment of it is made, and one of them on the CPU as a Gymnasium environment."""
 
+import functools
 import importlib
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
+from torch import Tensor
 
 from policy_decorator.envs import rendering
-from policy_decorator.envs.task import Expert
+from policy_decorator.envs.task import Expert, image_space, installed
 from policy_decorator.errors import MissingExtra, UserError
 
 NO_DRIVER = "failed to find a rendering device"
@@ -28,6 +33,11 @@ class Simulated:
     control_mode: str
     success: str
     points: dict[str, tuple[int, int, int]]
+    state_beside_images: int
+    """Joints, their velocities and the gripper: what is known without looking at objects."""
+    cameras: tuple[str, ...] = ("base_camera", "hand_camera")
+    camera_size: tuple[int, int] = (64, 64)
+    """Height and width in pixels (the paper's visual ManiSkill2 tasks)."""
     module: str = "mani_skill.envs"
     """Imported first: it registers `env_id`."""
     planned: str | None = None
@@ -51,16 +61,25 @@ def load(module: str) -> None:
     logging.getLogger("mani_skill ").setLevel(logging.ERROR)  # its name has a space at the end
 
 
-def make_simulator(simulated: Simulated, num_envs: int = 1, **options: Any) -> Any:
+def make_simulator(
+    simulated: Simulated, num_envs: int = 1, *, device: str = "cpu", images: bool = False, **options: Any
+) -> Any:
     """ManiSkill's own environment, without its time limit: tensors (num_envs, ...) in and out.
+
+    Physics is on `device`, "cpu" (one environment only) or "cuda", and so is what `images` draws.
 
     Raises:
         UserError: there is no Vulkan driver, without which ManiSkill cannot even load a robot.
         MissingExtra: ManiSkill is not installed.
     """
     load(simulated.module)
-    settings: dict[str, Any] = {"obs_mode": "state", "reward_mode": "sparse"}
-    settings |= {"control_mode": simulated.control_mode, "num_envs": num_envs, "render_backend": "none", **options}
+    settings: dict[str, Any] = {"obs_mode": "state", "render_backend": "none"}
+    if images:
+        height, width = simulated.camera_size
+        size = {"height": height, "width": width}
+        settings = {"obs_mode": "rgb+depth", "render_backend": device, "sensor_configs": size}
+    settings |= {"control_mode": simulated.control_mode, "reward_mode": "sparse", "num_envs": num_envs}
+    settings |= {"sim_backend": f"physx_{device}", **options}
     try:
         env = gym.make(simulated.env_id, disable_env_checker=True, **settings)
     except RuntimeError as error:
@@ -78,30 +97,63 @@ def how_to_get_a_driver() -> str:
     )
 
 
-class Simulation(gym.Env[np.ndarray, np.ndarray]):
+@functools.cache
+def why_not() -> str | None:
+    """What is missing here for ManiSkill to run. A driver is looked for in a process of its own: it may crash."""
+    if missing := installed("mani_skill", extra="maniskill"):
+        return missing
+    probe = [sys.executable, "-c", "import sapien; sapien.render.RenderMaterial()"]
+    works = subprocess.run(probe, capture_output=True, timeout=120).returncode == 0
+    return None if works else how_to_get_a_driver()
+
+
+def frame_of(obs: Any, simulated: Simulated) -> Any:
+    """What ManiSkill observes as `envs.task` has it: (B, Do), or where there are images a dict of such tensors."""
+    if isinstance(obs, Tensor):
+        return obs
+    from mani_skill.utils.common import flatten_state_dict
+
+    drawn = [obs["sensor_data"][name] for name in simulated.cameras]  # rgb (B, H, W, 3), depth (B, H, W, 1)
+    return {
+        "state": flatten_state_dict({"agent": obs["agent"], "extra": obs["extra"]}, use_torch=True),
+        "rgb": torch.cat([camera["rgb"] for camera in drawn], dim=-1).permute(0, 3, 1, 2).contiguous(),
+        "depth": torch.cat([camera["depth"] for camera in drawn], dim=-1).permute(0, 3, 1, 2).contiguous(),  # mm
+    }
+
+
+class Simulation(gym.Env[Any, np.ndarray]):
     """One environment on the CPU: float32 observations; a bool `info["success"]`, also the reward; no time limit."""
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own attribute)
 
-    def __init__(self, simulator: Any, obs_size: int, action_size: int, render_mode: str | None = None) -> None:
+    def __init__(self, simulator: Any, simulated: Simulated, render_mode: str | None = None) -> None:
         self.render_mode = render_mode
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (obs_size,), np.float32)
-        self.action_space = gym.spaces.Box(-1.0, 1.0, (action_size,), np.float32)
-        self.simulator = simulator
+        self.simulator, self.simulated = simulator, simulated
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (simulated.action_size,), np.float32)
+        if simulator.obs_mode == "state":
+            self.observation_space = gym.spaces.Box(-np.inf, np.inf, (simulated.obs_size,), np.float32)
+        else:
+            self.observation_space = image_space(
+                simulated.state_beside_images, len(simulated.cameras), *simulated.camera_size, depth=True
+            )
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def _frame(self, obs: Any) -> Any:
+        frame = frame_of(obs, self.simulated)
+        if isinstance(frame, dict):
+            return {name: x[0].numpy() for name, x in frame.items()}
+        return frame[0].numpy()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Without a seed, the next layout is drawn from this environment's own generator."""
         super().reset(seed=seed)
         obs, _ = self.simulator.reset(seed=int(self.np_random.integers(2**31)) if seed is None else seed)
-        return obs[0].numpy(), {"success": False}
+        return self._frame(obs), {"success": False}
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Actions outside [-1, 1] are clipped."""
         obs, _, _, _, info = self.simulator.step(np.clip(action, -1.0, 1.0).astype(np.float32))
         success, failed = bool(info["success"]), bool(info.get("fail", False))
-        return obs[0].numpy(), float(success), failed, False, {"success": success}
+        return self._frame(obs), float(success), failed, False, {"success": success}
 
     def render(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(H, W, 3) uint8."""
@@ -111,11 +163,10 @@ class Simulation(gym.Env[np.ndarray, np.ndarray]):
         self.simulator.close()
 
 
-def make_env(simulated: Simulated, render_mode: str | None = None) -> Simulation:
+def make_env(simulated: Simulated, render_mode: str | None = None, *, images: bool = False) -> Simulation:
     """One environment on the CPU; `render_mode` is None or "rgb_array". Raises what `make_simulator` raises."""
-    options: dict[str, Any] = {"sim_backend": "physx_cpu"}
+    options: dict[str, Any] = {"images": images}
     if render_mode is not None:
         size = {"width": rendering.WIDTH, "height": rendering.HEIGHT}
         options |= {"render_mode": render_mode, "render_backend": "cpu", "human_render_camera_configs": size}
-    simulator = make_simulator(simulated, **options)
-    return Simulation(simulator, simulated.obs_size, simulated.action_size, render_mode)
+    return Simulation(make_simulator(simulated, **options), simulated, render_mode)
