@@ -21,7 +21,7 @@ from policy_decorator import __version__, api
 from policy_decorator.base_policies import POLICIES
 from policy_decorator.base_policies.checkpoint import policy_card, save_policy
 from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
-from policy_decorator.cli import COMMANDS, main, refine
+from policy_decorator.cli import COMMANDS, main, play, refine
 from policy_decorator.cli.listing import LISTS
 from policy_decorator.cli.report import group
 from policy_decorator.demos.dataset import Demonstrations
@@ -31,6 +31,7 @@ from policy_decorator.errors import UserError
 from policy_decorator.evaluation import DEMOS, TEST
 from policy_decorator.experiments.presets import PRESETS, settings
 from policy_decorator.methods import METHODS
+from policy_decorator.progress import Silent
 from policy_decorator.refine import RefineConfig
 from policy_decorator.runlog import RunFolder
 
@@ -205,6 +206,18 @@ def test_a_base_that_is_not_stored_with_its_residual_is_found_where_the_run_says
     assert "load it with" in pidec("evaluate", run_copy, *measure).err
 
 
+def test_played_are_the_episodes_of_evaluate(made: Made) -> None:
+    """Without drawing them: the toy tasks draw nothing."""
+    task, measure = TASKS[TASK], words("--episodes 4 --envs 1 --workers 0 --quiet --json")
+    outcomes = pidec("evaluate", made.run, *measure).value["outcomes"]
+    for folder, who in ((made.base, "base"), (made.run, "refined")):
+        source, played = play._rollouts(play.Options(TASK, Path("x.mp4"), policy=folder, episodes=4), task, Silent())
+        assert source == f"policy {folder}"
+        assert [(e.seed, e.success, len(e.actions)) for e in played] == [
+            (row["seed"], row[who]["success"], row[who]["steps"]) for row in outcomes
+        ]
+
+
 def test_report_writes_one_run_again(run_copy: Path) -> None:
     (run_copy / "report.html").unlink()
     told = pidec("report", run_copy, "--json").value
@@ -292,6 +305,8 @@ REFUSED = [
     ("demos toy/reach --out d.h5 --from-policy {base} --from-dapg x", "contradict each other"),
     ("demos toy/reach --out d.h5 --download", "--from-minari"),
     ("demos toy/reach --out d.h5 --from-dapg x --noise 0.1 --keep-failures", "--noise, --keep-failures"),
+    ("demos toy/reach --out d.h5 --from-d4rl x --seed 3", "--seed is about recording, but --from-d4rl reads a file"),
+    ("demos adroit/door --out d.h5 --from-d4rl {demos}", "is HDF5, but no D4RL file: it has no rewards"),
     ("demos toy/reach --out d.h5 --seed -1", "--seed must be"),
     ("demos toy/reach --out {demos}", "--overwrite"),
     ("demos adroit/pen --out d.h5", "no scripted expert"),
@@ -319,6 +334,13 @@ REFUSED = [
     ("refine --resume --out {run} --overwrite --preset paper", "leave out --overwrite, --preset"),
     ("evaluate {demos}", "is no folder"),
     ("evaluate {run} --episodes 0", "--episodes must be at least 1"),
+    ("play toy/reach --out x.mp4", "draws no pictures"),
+    ("play adroit/door --out x.avi", "ends in .mp4"),
+    ("play adroit/door --out x.mp4 --policy {base} --expert", "--policy and --expert contradict"),
+    ("play adroit/door --out x.mp4 --demos {demos} --seed 3", "choose with --episode"),
+    ("play adroit/door --out x.mp4 --episode 3", "give --demos FILE"),
+    ("play adroit/door --out x.mp4 --episodes 0", "--episodes must be at least 1"),
+    ("play adroit/door --out x.mp4 --fps 0", "--fps must be above 0"),
     ("report {run} --out x.png", "--out is for the picture of several"),
     ("report {run} {run}", "given twice"),
     ("report {base}", "not a run folder"),
@@ -382,6 +404,7 @@ def test_a_base_that_never_succeeds_needs_force_and_overwrite_keeps_what_was_the
         ("imitate bet", ["--context", "--clusters", "--steps", "--lr", "--device"]),
         ("refine", ["--bound", "--horizon", "--total-steps", "--n-step", "--gamma", "--width", "--envs", "--resume"]),
         ("evaluate", ["FOLDER", "--episodes", "--first-seed", "--task"]),
+        ("play", ["TASK", "--out", "--demos", "--episode", "--policy", "--expert", "--seed", "--episodes", "--fps"]),
         ("report", ["RUN", "--out"]),
         ("list", ["KIND", "presets"]),
         ("demo", ["--noise", "--seed", "--out"]),

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from policy_decorator.reports.facts import read_facts
 from policy_decorator.reports.html import write_report
 from policy_decorator.reports.image import duration, percent, points
 from policy_decorator.reports.style import count_text
-from policy_decorator.reports.video import draw_paths, poster, write_side_by_side
+from policy_decorator.reports.video import Scene, draw_paths, poster, write_scenes, write_side_by_side
 from policy_decorator.runlog import COUNTS, RunFolder
 from policy_decorator.statistics import paired_gain, wilson
 
@@ -220,6 +221,30 @@ def test_the_film_holds_the_last_frame_and_marks_the_outcome(tmp_path: Path) -> 
     assert np.abs(right[5] - 120).max() < 8
     assert right[6][1] > right[6][0] + 10  # green once it succeeded
     assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_scenes_follow_one_another_and_are_asked_for_one_by_one(tmp_path: Path) -> None:
+    asked = []
+
+    def scenes() -> Iterator[Scene]:
+        for k, success in enumerate((True, None, False)):
+            asked.append(k)
+            yield Scene(frames(2), f"episode {k}", success)
+
+    path = write_scenes(scenes(), tmp_path / "a.mp4", 3)
+    film = [np.asarray(frame) for frame in imageio.get_reader(path, format="FFMPEG")]  # type: ignore
+    assert asked == [0, 1, 2]
+    assert len(film) == 3 * (2 + 3)  # two frames and one second each
+    middle = [frame[frame.shape[0] // 2, frame.shape[1] // 2].astype(int) for frame in film]
+    assert np.abs(middle[6] - 40).max() < 8
+    assert middle[2][1] > middle[2][0] + 10  # green
+    assert middle[12][0] > middle[12][2] + 20  # red
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+    before = path.read_bytes()
+    for bad in ([], [Scene([np.zeros((4, 4, 3))], "no uint8", None)]):
+        with pytest.raises(UserError, match=r"rames|Could not write"):
+            write_scenes(bad, path, 3)
+        assert path.read_bytes() == before
 
 
 def test_sides_of_unequal_size_are_fitted(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from policy_decorator.demos.dataset import Demonstrations
 
 EPISODES = 25
-FILES = ("from_dapg", "from_maniskill", "from_minari")
-"""The options that read instead of recording."""
+FILES = ("from_dapg", "from_d4rl", "from_maniskill", "from_minari")
+"""The options that read demonstrations instead of recording them."""
 ABOUT = """Record demonstrations of a task in simulation (by its scripted expert, a saved policy or a published \
 expert), or read them from a file of others. Only successful episodes are kept."""
 
@@ -48,6 +48,8 @@ class Options:
     """Record this expert: an .npz file with the weights of a published Adroit expert."""
     from_dapg: Path | None = None
     """Read this file: a demonstration pickle of DAPG, opened with everything but arrays refused."""
+    from_d4rl: Path | None = None
+    """Read this file: HDF5 of D4RL's Adroit datasets (human, cloned, expert)."""
     from_maniskill: Path | None = None
     """Read this file: a trajectory of ManiSkill (.h5, with its .json beside it)."""
     from_minari: str | None = None
@@ -99,7 +101,7 @@ def _check_options(o: Options) -> None:
         raise UserError(f"{' and '.join(sources)} contradict each other: demonstrations have one source.")
     if o.download and o.from_minari is None:
         raise UserError("--download is for Minari datasets: give --from-minari ID, or leave it out.")
-    if all(getattr(o, name) is None for name in FILES):
+    if not set(sources) & {_flag(name) for name in FILES}:
         return
     recording = {"noise": 0.0, "seed": 0, "keep_failures": False, "max_attempts": None, "workers": None}
     idle = [_flag(name) for name, unset in recording.items() if getattr(o, name) != unset]
@@ -116,6 +118,10 @@ def _read(o: Options, task: "envs.Task") -> "Demonstrations | None":
         from policy_decorator.demos.dapg import read_dapg
 
         demos = read_dapg(o.from_dapg, task)
+    elif o.from_d4rl is not None:
+        from policy_decorator.demos.d4rl import read_d4rl
+
+        demos = read_d4rl(o.from_d4rl, task)
     elif o.from_maniskill is not None:
         from policy_decorator.demos.maniskill_h5 import read_maniskill
 

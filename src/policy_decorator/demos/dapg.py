@@ -12,48 +12,40 @@ from typing import Any
 
 import numpy as np
 
+from policy_decorator.demos import adroit_success
 from policy_decorator.demos.dataset import Demonstrations, check
 from policy_decorator.demos.episode import Episode, gather
 from policy_decorator.envs.task import Task
 from policy_decorator.errors import UserError
 
-_DOOR_SIZES = (39, 28)  # observation and action size: no other Adroit task has both
-_DOOR_HINGE = 28  # after 27 joint angles and the latch, gymnasium_robotics adroit_door `_get_obs`
-_DOOR_OPEN = 1.35  # rad, the success threshold of the task
-# The dense reward of a solved step carries bonuses of 2 + 8 + 10, that of any other at most 2 + 8, and what
-# is subtracted from a solved step is far below 5. It is about the state after the action, like success.
-_DOOR_SOLVED_REWARD = 15.0
-
 
 def read_dapg(path: str | Path, task: Task) -> Demonstrations:
     """Demonstrations of `task` from a DAPG pickle, actions clipped to [-1, 1] and counted in `details`.
 
-    Success of Door is derived from the file: the hinge angle in the next observation, and at the last step,
-    which has none, the reward. For other tasks it cannot be known: `details["success"]` is "unknown" and all
-    are False. Either way it is what the old simulator saw; a replay in today's may end differently.
+    Success of the four Adroit tasks is derived from observations and rewards (`adroit_success`). For other tasks
+    it cannot be known: `details["success"]` is "unknown" and all are False. Either way it is what the old
+    simulator saw; a replay in today's may end differently.
     Raises UserError: missing or damaged file, any pickled name that arrays do not need, wrong keys or shapes,
     and whatever `dataset.check` refuses.
     """
     path = Path(path)
-    known = (task.obs_size, task.action_size) == _DOOR_SIZES
-    derived = f"derived: hinge angle >= {_DOOR_OPEN} rad after the action" if known else "unknown"
-    episodes = [_episode(path, index, entry, known) for index, entry in enumerate(_open(path))]
-    demos = gather(task.name, episodes, f"DAPG file {path.name}", {"success": derived})
+    rule = adroit_success.rule_for(task)
+    episodes = [_episode(path, index, entry, task, rule) for index, entry in enumerate(_open(path))]
+    demos = gather(task.name, episodes, f"DAPG file {path.name}", {"success": adroit_success.words(rule)})
     check(demos, task)
     return demos
 
 
-def _episode(path: Path, index: int, entry: Any, door: bool) -> Episode:
+def _episode(path: Path, index: int, entry: Any, task: Task, rule: adroit_success.Rule | None) -> Episode:
     where = f"demonstration {index} in {path}"
     if not isinstance(entry, dict):
         raise UserError(f"{where} is a {type(entry).__name__}, not a dict of arrays: this is no DAPG file.")
     actions = _numbers(where, entry, "actions", rank=2)  # (L, Da)
     observations = _numbers(where, entry, "observations", rank=2, rows=len(actions))  # (L, Do)
     success = np.zeros(len(actions), dtype=bool)  # (L,)
-    if door and observations.shape[1] == _DOOR_SIZES[0] and len(actions):
+    if rule is not None and observations.shape[1] == task.obs_size:
         rewards = _numbers(where, entry, "rewards", rank=1, rows=len(actions))  # (L,)
-        success[:-1] = observations[1:, _DOOR_HINGE] >= _DOOR_OPEN
-        success[-1] = rewards[-1] > _DOOR_SOLVED_REWARD
+        success = adroit_success.derive(rule, observations, rewards)
     return Episode(observations, actions, success)
 
 

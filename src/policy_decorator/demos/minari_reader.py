@@ -66,12 +66,18 @@ def _load(name: str, download: bool) -> "MinariDataset":
 
 
 def _stored(name: str, dataset: "MinariDataset") -> "list[tuple[EpisodeData, int | None]]":
-    """Every episode with its reset seed."""
+    """Every episode with its reset seed, None where a seed alone does not bring its start back."""
     try:
-        seeds = [about.get("seed") for about in dataset.storage.get_episode_metadata(dataset.episode_indices)]
+        seeds = [_seed(about) for about in dataset.storage.get_episode_metadata(dataset.episode_indices)]
         return list(zip(dataset.iterate_episodes(), seeds, strict=True))
     except (OSError, KeyError, ValueError, AssertionError) as error:
         raise UserError(f"Minari dataset {name} is damaged ({error}). Download it again.") from error
+
+
+def _seed(about: dict[str, Any]) -> int | None:
+    # Minari draws a seed of its own where none was given, even for a start that options then decided: those of
+    # the D4RL Adroit datasets are `options["initial_state_dict"]`.
+    return None if set(about.get("options", {})) - {"minari_autoseed"} else about.get("seed")
 
 
 def _check_spaces(name: str, observations: spaces.Space[Any], actions: spaces.Space[Any]) -> None:

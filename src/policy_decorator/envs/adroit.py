@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 
 from policy_decorator.envs import rendering
+from policy_decorator.envs.adroit_experts import EXPERTS
 from policy_decorator.envs.images import SeenByCamera
 from policy_decorator.envs.task import Images, Task, installed
 from policy_decorator.errors import MissingExtra, lookup
@@ -163,10 +164,12 @@ def _task(name: str, hand: Hand) -> Task:
         control_hz=CONTROL_HZ,
         success=hand.success,
         demos=(
-            f"25 human demonstrations: pidec demos adroit/{name} --from-dapg FILE "
-            f"or --from-minari D4RL/{name}/human-v2; or --from-policy"
+            ("scripted expert, embedded; or " if name in EXPERTS else "")
+            + f"25 human demonstrations: pidec demos adroit/{name} --from-dapg FILE, --from-d4rl FILE "
+            f"or --from-minari D4RL/{name}/human-v2; or --from-policy, --from-expert-npz"
         ),
         make_env=partial(make_env, name),
+        make_expert=EXPERTS.get(name),
         why_not=partial(installed, "gymnasium_robotics", extra="adroit"),
         images={"rgb": _images(name, hand)},
         points=hand.points,

@@ -1,11 +1,11 @@
-"""Films, key frames and paths of two rollouts side by side: the base on the left, the refined policy on the right.
+"""Films, key frames and paths: of two rollouts side by side (base left, refined policy right), or one after another.
 
 Frames are uint8 (H, W, 3) RGB; paths are (L, 3) positions in metres. Nothing is rendered here, only drawn.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import imageio.v2 as imageio
 import numpy as np
@@ -29,6 +29,15 @@ Paths = Mapping[str, np.ndarray]
 Success = tuple[bool | None, bool | None]
 
 
+class Scene(NamedTuple):
+    """One rollout of a film."""
+
+    frames: Frames
+    label: str
+    success: bool | None
+    """How it ended, None where that is not known."""
+
+
 def write_side_by_side(
     frames_left: Frames,
     frames_right: Frames,
@@ -44,9 +53,23 @@ def write_side_by_side(
     frame is not uint8 (H, W, 3), or the film cannot be written.
     """
     sides = (_checked(frames_left, "left"), _checked(frames_right, "right"))
-    path = Path(path)
-    length = max(map(len, sides)) + max(1, round(HOLD_SECONDS * fps))
-    size = tuple(max(int(side[0].shape[axis]) for side in sides) for axis in (1, 0))
+    return _write(_film(sides, fps, labels, success), Path(path), fps)
+
+
+def write_scenes(scenes: Iterable[Scene], path: Path | str, fps: float) -> Path:
+    """Writes a film of rollouts one after another and returns its path; each holds its end for a second.
+
+    Scenes are asked for one by one, so that only one is in memory. Raises as `write_side_by_side`.
+    """
+    images = (
+        image
+        for scene in scenes
+        for image in _film((_checked(scene.frames, "film"),), fps, (scene.label,), (scene.success,))
+    )
+    return _write(images, Path(path), fps)
+
+
+def _write(images: Iterator[np.ndarray], path: Path, fps: float) -> Path:
     settings: dict[str, Any] = {"codec": "libx264", "pixelformat": "yuv420p", "macro_block_size": 2, "quality": 7}
     # The index goes first, so that a browser plays before it has read all.
     settings["output_params"] = ["-movflags", "+faststart"]
@@ -55,7 +78,7 @@ def write_side_by_side(
             atomic_file(path) as temporary,
             imageio.get_writer(temporary, format="FFMPEG", mode="I", fps=fps, **settings) as film,  # type: ignore[arg-type]
         ):
-            for image in _film(sides, length, size, labels, success):
+            for image in images:
                 film.append_data(image)  # type: ignore[attr-defined]
     except OSError as error:
         raise UserError(f"Could not write the film {path}: {error}. Is the disk full or the folder gone?") from error
@@ -148,9 +171,10 @@ def _checked(frames: Frames, side: str) -> Frames:
 
 
 def _film(
-    sides: tuple[Frames, Frames], length: int, size: tuple[int, ...], labels: tuple[str, str], success: Success
+    sides: Sequence[Frames], fps: float, labels: Sequence[str], success: Sequence[bool | None]
 ) -> Iterator[np.ndarray]:
-    for k in range(length):
+    size = tuple(max(int(side[0].shape[axis]) for side in sides) for axis in (1, 0))
+    for k in range(max(map(len, sides)) + max(1, round(HOLD_SECONDS * fps))):
         panes = []
         for frames, label, outcome in zip(sides, labels, success, strict=True):
             over = OUTCOMES[outcome] if k >= len(frames) else None
