@@ -62,10 +62,14 @@ def _task(name: str, simulated: Simulated) -> Task:
         make_env=partial(make_env, simulated),
         make_expert=simulated.make_expert,
         make_on_gpu=partial(BatchedSimulation, simulated),
-        why_not=why_not,
+        why_not=partial(_missing, simulated),
         images={"rgbd": _images(simulated)},
         points=simulated.points,
     )
+
+
+def _missing(simulated: Simulated) -> str | None:
+    return why_not() or (simulated.missing_assets and simulated.missing_assets())
 
 
 def _images(simulated: Simulated) -> Images:

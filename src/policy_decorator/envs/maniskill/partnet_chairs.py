@@ -44,6 +44,15 @@ def find(models: Sequence[int]) -> dict[int, Path]:
     return found
 
 
+def missing(models: Sequence[int]) -> str | None:
+    """What `find` would raise, as a text; None where all models are there."""
+    try:
+        find(models)
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def build(scene: Any, model: int, scene_idx: int) -> InScene:
     """The model in one of the scene's environments. UserError where its files are missing."""
     import sapien

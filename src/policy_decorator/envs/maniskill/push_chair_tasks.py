@@ -3,11 +3,16 @@
 As in the paper, demonstrations are made with the source chairs and the policy is refined on the target chairs.
 """
 
+from collections.abc import Sequence
+from functools import partial
+
+from policy_decorator.envs.maniskill import partnet_chairs
 from policy_decorator.envs.maniskill.push_chair_expert import make_expert
 from policy_decorator.envs.maniskill.simulator import Simulated
 
 
-def _simulated(env_id: str) -> Simulated:
+def _simulated(env_id: str, models: Sequence[int] = ()) -> Simulated:
+    """`models` of PartNet-Mobility."""
     return Simulated(
         env_id=env_id,
         obs_size=131,
@@ -20,12 +25,13 @@ def _simulated(env_id: str) -> Simulated:
         camera_size=(50, 125),
         module="policy_decorator.envs.maniskill.push_chair",
         make_expert=make_expert,
+        missing_assets=partial(partnet_chairs.missing, models),
     )
 
 
 SIMULATED = {
-    "push-chair-source": _simulated("PushChairSource-v2"),
-    "push-chair": _simulated("PushChair-v2"),
+    "push-chair-source": _simulated("PushChairSource-v2", partnet_chairs.SOURCE),
+    "push-chair": _simulated("PushChair-v2", partnet_chairs.TARGET),
     "push-procedural-chair-source": _simulated("PushProceduralChairSource-v1"),
     "push-procedural-chair": _simulated("PushProceduralChair-v1"),
 }

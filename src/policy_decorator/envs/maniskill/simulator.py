@@ -44,6 +44,8 @@ class Simulated:
     """ManiSkill's environment of the same layouts, for which it has a motion-planning solution."""
     make_expert: Callable[[], Expert] | None = None
     """A scripted expert of ours where there is no such solution."""
+    missing_assets: Callable[[], str | None] | None = None
+    """What must be downloaded first and is not there, in one line."""
 
 
 def load(module: str) -> None:
