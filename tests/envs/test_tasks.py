@@ -24,6 +24,7 @@ CHOSEN = (
     "maniskill/stack-cube",
     "maniskill/peg-insertion-side",
     "maniskill/turn-procedural-faucet",
+    "maniskill/push-procedural-chair",
 )
 LIBRARY = {"metaworld": "metaworld", "adroit": "gymnasium_robotics", "maniskill": "mani_skill"}
 SIZES = {
@@ -35,6 +36,7 @@ SIZES = {
     "maniskill/stack-cube": (48, 4, 200),  # of the paper's 55, 7 are constant and ManiSkill 3 leaves them out
     "maniskill/peg-insertion-side": (43, 7, 200),  # of its 50
     **{f"maniskill/turn-{faucet}": (43, 7, 200) for faucet in ("faucet", "faucet-source", "procedural-faucet")},
+    "maniskill/push-procedural-chair": (131, 20, 200),
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 from policy_decorator.demos.dataset import check
 from policy_decorator.demos.record import record_expert
 from policy_decorator.envs import TASKS, get_task
-from policy_decorator.envs.maniskill import faucets
+from policy_decorator.envs.maniskill import faucets, partnet
 from policy_decorator.errors import UserError
 
 SOURCE, TARGET = "maniskill/turn-procedural-faucet-source", "maniskill/turn-procedural-faucet"
@@ -176,11 +176,9 @@ def test_the_expert_turns_faucets(name: str) -> None:
 
 def test_missing_faucets_are_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _make(SOURCE).close()
-    from policy_decorator.envs.maniskill import turn_faucet
-
-    monkeypatch.setattr(turn_faucet, "ASSET_DIR", tmp_path)
-    _write_partnet(tmp_path, turn_faucet.PARTNET["target"][1:])
-    with pytest.raises(UserError, match=r"faucets 5014 of .*<id>/mobility_cvx.urdf .*download_asset .*MS_ASSET_DIR"):
+    monkeypatch.setenv("MS_ASSET_DIR", str(tmp_path))
+    _write_partnet(tmp_path, partnet.FAUCETS.target[1:])
+    with pytest.raises(UserError, match=r"faucets 5014 of .*mobility_cvx.urdf .*download_asset .*MS_ASSET_DIR"):
         TASKS["maniskill/turn-faucet"].make_env(None)
 
 
@@ -190,10 +188,9 @@ def test_missing_faucets_are_named_with_what_to_do(tmp_path: Path, monkeypatch: 
 def test_faucets_of_partnet_are_loaded(name: str, split: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Boxes in their place, with the links that ManiSkill's list of faucets gives each of them."""
     _make(SOURCE).close()
-    from policy_decorator.envs.maniskill import turn_faucet
-
-    monkeypatch.setattr(turn_faucet, "ASSET_DIR", tmp_path)
-    _write_partnet(tmp_path, turn_faucet.PARTNET[split])
+    monkeypatch.setenv("MS_ASSET_DIR", str(tmp_path))
+    models = getattr(partnet.FAUCETS, split)
+    _write_partnet(tmp_path, models)
     env: Any = TASKS[name].make_env(None)
     seen = set()
     for seed in range(20 if split == "target" else 60):
@@ -203,7 +200,7 @@ def test_faucets_of_partnet_are_loaded(name: str, split: str, tmp_path: Path, mo
         assert obs[32] == pytest.approx(np.pi / 2 if unlimited else 0.9 * 1.7, abs=1e-5)
         assert obs[42] == pytest.approx(obs[32], abs=1e-6), "it starts closed"
         seen.add(_faucet(env).split("-")[0])
-    assert seen == set(turn_faucet.PARTNET[split])
+    assert seen == set(models)
     env.close()
 
 
@@ -220,6 +217,6 @@ def _write_partnet(root: Path, ids: tuple[str, ...]) -> None:
             joint = {"hinge": "continuous" if name == "5053" else "revolute", "slider": "prismatic"}.get(kind, "fixed")
             text += f'<joint name="j{k}" type="{joint}"><parent link="{"base" if link == base else base}"/>'
             text += f'<child link="{link}"/><axis xyz="0 0 1"/><limit lower="-0.5" upper="1.2"/></joint>'
-        folder = root / "partnet_mobility" / "dataset" / name
+        folder = root / "data" / "partnet_mobility" / "dataset" / name
         folder.mkdir(parents=True)
         (folder / "mobility_cvx.urdf").write_text(f'<robot name="faucet">{text}</robot>')

@@ -14,6 +14,10 @@ from policy_decorator.types import VectorEnv
 Expert = Callable[[np.ndarray], np.ndarray]
 
 
+def _nothing() -> None:
+    """Is missing."""
+
+
 def installed(*libraries: str, extra: str) -> str | None:
     """None, or how to install those of `libraries` that are missing; nothing is imported."""
     if all(importlib.util.find_spec(library) for library in libraries):
@@ -82,7 +86,7 @@ class Task:
     """Set where the simulator itself is vectorised: (n, max_steps, device) -> environments."""
     make_on_gpu: Callable[..., VectorEnv] | None = None
     """Set where thousands of environments can be simulated on a GPU: (n, max_steps, context, chunk, device)."""
-    why_not: Callable[[], str | None] = lambda: None
+    why_not: Callable[[], str | None] = _nothing
     """What is missing on this machine for the task to run, in one line; None where nothing is."""
     demos_of: str | None = None
     """Another task whose demonstrations serve this one too: the same with other objects."""

@@ -4,45 +4,16 @@ Source: Mu et al. 2021, Gu et al. 2023, Tao et al. 2024 (arXiv:2410.00425); pape
 """
 
 from functools import partial
-from typing import Any
 
+from policy_decorator.envs.maniskill import push_chair_tasks, turn_faucet_tasks
 from policy_decorator.envs.maniskill.batched import BatchedSimulation
 from policy_decorator.envs.maniskill.simulator import Simulated, make_env, why_not
-from policy_decorator.envs.task import Expert, Images, Task
+from policy_decorator.envs.task import Images, Task
 from policy_decorator.errors import lookup
 
 MAX_STEPS = 200
 """Of the paper (Table 2); ManiSkill 3 registers 50 for StackCube and 100 for PegInsertionSide."""
 CONTROL_HZ = 20.0
-
-FAUCETS = {
-    "turn-faucet": "TurnFaucetTarget-v1",
-    "turn-faucet-source": "TurnFaucetSource-v1",
-    "turn-procedural-faucet": "TurnProceduralFaucetTarget-v1",
-    "turn-procedural-faucet-source": "TurnProceduralFaucetSource-v1",
-}
-"""Tasks that differ in the faucets alone: demonstrations are of a "-source", its residual is learned on the other."""
-
-
-def _turning(env: Any) -> Expert:
-    from policy_decorator.envs.maniskill.turn_faucet_expert import make_expert
-
-    return make_expert(env)
-
-
-def _faucet(env_id: str) -> Simulated:
-    return Simulated(
-        env_id=env_id,
-        obs_size=43,
-        action_size=7,
-        control_mode="pd_ee_delta_pose",
-        success="the switch has passed 90 % of its range, at that step",
-        points={"gripper": (25, 26, 27), "switch": (39, 40, 41)},
-        state_beside_images=42,  # all but the angle left, as in the paper: it must say which switch
-        module="policy_decorator.envs.maniskill.turn_faucet",
-        expert=_turning,
-    )
-
 
 SIMULATED = {
     # Differs from the paper: the state is ManiSkill 3's, without the pose of the robot's base (7 constant numbers).
@@ -69,7 +40,8 @@ SIMULATED = {
         module="policy_decorator.envs.maniskill.peg_insertion",
         planned="PegInsertionSide-v1",
     ),
-    **{name: _faucet(env_id) for name, env_id in FAUCETS.items()},
+    **turn_faucet_tasks.SIMULATED,
+    **push_chair_tasks.SIMULATED,
 }
 
 
@@ -88,9 +60,10 @@ def _task(name: str, simulated: Simulated) -> Task:
         success=simulated.success,
         demos=_demos(name, simulated),
         make_env=partial(make_env, simulated),
-        make_privileged_expert=simulated.expert,
+        make_expert=simulated.make_expert,
+        make_privileged_expert=simulated.make_privileged_expert,
         make_on_gpu=partial(BatchedSimulation, simulated),
-        why_not=why_not,
+        why_not=partial(_missing, simulated),
         images={"rgbd": _images(simulated)},
         demos_of=f"maniskill/{name}-source" if f"{name}-source" in SIMULATED else None,
         points=simulated.points,
@@ -98,9 +71,14 @@ def _task(name: str, simulated: Simulated) -> Task:
 
 
 def _demos(name: str, simulated: Simulated) -> str:
-    how = "scripted expert, embedded" if simulated.expert else "ManiSkill's motion planning"
+    how = "ManiSkill's motion planning" if simulated.planned else "scripted expert, embedded"
     shown = f"{name}-source" if f"{name}-source" in SIMULATED else name
     return f"{how}: pidec demos maniskill/{shown}"
+
+
+def _missing(simulated: Simulated) -> str | None:
+    """What keeps it from running here, in one line."""
+    return why_not() or (simulated.missing_assets and simulated.missing_assets())
 
 
 def _images(simulated: Simulated) -> Images:

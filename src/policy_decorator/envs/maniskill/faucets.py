@@ -8,7 +8,6 @@ about a faucet of PartNet-Mobility (bbox, offset, scale, semantics).
 """
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from policy_decorator.envs.maniskill.cache import cache_folder
 from policy_decorator.errors import UserError
 
 VERSION = 1
@@ -64,20 +64,13 @@ class Faucet:
     """Range of the hinge in rad; it starts at 0."""
 
 
-def folder() -> Path:
-    """Where faucets are kept: below $POLICY_DECORATOR_CACHE, or else the user's cache folder."""
-    own = os.environ.get("POLICY_DECORATOR_CACHE")
-    shared = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (Path(own) if own else shared / "policy_decorator") / f"faucets-{VERSION}"
-
-
 def write_all(seeds: Sequence[int], where: Path | None = None) -> dict[str, Path]:
     """The folders of these faucets by their ids ("procedural-7"), made where they are missing.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    where = where or folder()
+    where = where or cache_folder(f"faucets-{VERSION}")
     found = {f"procedural-{seed}": where / f"procedural-{seed}" for seed in seeds}
     try:
         for seed, path in zip(seeds, found.values(), strict=True):

@@ -42,8 +42,12 @@ class Simulated:
     """Imported first: it registers `env_id`."""
     planned: str | None = None
     """ManiSkill's environment of the same layouts, for which it has a motion-planning solution."""
-    expert: Callable[[Any], Expert] | None = None
-    """Where there is no such solution: a scripted expert, made for an environment."""
+    make_expert: Callable[[], Expert] | None = None
+    """Where there is no such solution: a scripted expert of ours, that sees the state"""
+    make_privileged_expert: Callable[[Any], Expert] | None = None
+    """or also the environment that it is made for."""
+    missing_assets: Callable[[], str | None] | None = None
+    """What must be downloaded first and is not there, in one line."""
 
 
 def load(module: str) -> None:

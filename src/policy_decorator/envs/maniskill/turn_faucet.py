@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import sapien
 import torch
-from mani_skill import ASSET_DIR, PACKAGE_ASSET_DIR
+from mani_skill import PACKAGE_ASSET_DIR
 from mani_skill.envs.sapien_env import BaseEnv
 from mani_skill.envs.tasks.tabletop.turn_faucet import TurnFaucetEnv
 from mani_skill.envs.utils.randomization import random_quaternions
@@ -28,14 +28,9 @@ from mani_skill.utils.registration import register_env
 from mani_skill.utils.sapien_utils import look_at
 from mani_skill.utils.structs.pose import Pose
 
-from policy_decorator.envs.maniskill import faucets
-from policy_decorator.errors import UserError, lookup
+from policy_decorator.envs.maniskill import faucets, partnet
+from policy_decorator.errors import lookup
 
-PARTNET = {
-    "source": ("5002", "5021", "5023", "5028", "5029", "5045", "5047", "5051", "5056", "5063"),
-    "target": ("5014", "5037", "5053", "5062"),
-}
-"""The paper's split: demonstrations are of the first, online learning and evaluation on the second."""
 FAMILIES = {
     "partnet-source": "TurnFaucetSource-v1",
     "partnet-target": "TurnFaucetTarget-v1",
@@ -174,7 +169,7 @@ def load_faucets(family: str) -> dict[str, dict[str, Any]]:
     lookup("family of faucets", family, FAMILIES)
     kind, split = family.split("-")
     if kind == "partnet":
-        paths = find_partnet(PARTNET[split])
+        paths = partnet.find(partnet.FAUCETS, getattr(partnet.FAUCETS, split))
         info = {name: partnet_info()[name] for name in paths}
     else:
         written = faucets.write_all(faucets.SPLITS[split])
@@ -187,26 +182,6 @@ def load_faucets(family: str) -> dict[str, dict[str, Any]]:
 def partnet_info() -> dict[str, dict[str, Any]]:
     """ManiSkill's own list of the faucets of PartNet-Mobility."""
     return json.loads((PACKAGE_ASSET_DIR / "partnet_mobility/meta/info_faucet_train.json").read_text("utf-8"))
-
-
-def find_partnet(ids: tuple[str, ...]) -> dict[str, Path]:
-    """URDF files of faucets of PartNet-Mobility below $MS_ASSET_DIR.
-
-    Raises:
-        UserError: one is missing; the message says which, where it belongs and how to get it.
-    """
-    root = ASSET_DIR / "partnet_mobility" / "dataset"
-    names = ("mobility_cvx.urdf", "mobility_fixed.urdf")
-    found = {i: next((root / i / n for n in names if (root / i / n).is_file()), None) for i in ids}
-    missing = [i for i, path in found.items() if path is None]
-    if missing:
-        raise UserError(
-            f"The faucets {' '.join(missing)} of PartNet-Mobility are not on this machine: {root}/<id>/{names[0]} is "
-            "missing for each. Get them with `python -m mani_skill.utils.download_asset partnet_mobility_faucet`, "
-            "or set MS_ASSET_DIR to the folder that holds data/partnet_mobility. "
-            "maniskill/turn-procedural-faucet needs no download."
-        )
-    return {i: path for i, path in found.items() if path is not None}
 
 
 def _tell_loader(info: Mapping[str, Any], paths: Mapping[str, Path]) -> None:
