@@ -6,7 +6,7 @@ To add a task: write `tasks()` in a file of this folder and add its line here. t
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from policy_decorator.envs import adroit, metaworld, toy
+from policy_decorator.envs import adroit, metaworld, robosuite, toy
 from policy_decorator.envs.task import Task
 from policy_decorator.errors import lookup
 
@@ -15,6 +15,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
         **toy.TASKS,
         **adroit.tasks(),
         **metaworld.tasks(),
+        **robosuite.tasks(),
     }
 )
 
