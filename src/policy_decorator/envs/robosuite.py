@@ -21,14 +21,13 @@ import gymnasium as gym
 import numpy as np
 
 from policy_decorator.envs import rendering
+from policy_decorator.envs.robosuite_experts import DISPLACEMENT, EXPERTS, ROBOT_OBS, ROTATION
 from policy_decorator.envs.task import Task
 from policy_decorator.errors import MissingExtra, lookup
 
 CONTROL_HZ = 20.0
 """One step is 25 simulator steps of 2 ms."""
-ROBOT_OBS, ROBOT_ACTION = 9, 7
-DISPLACEMENT, ROTATION = 0.05, 0.5
-"""Metres and radians of one unit of action: the controller's limits in every robomimic dataset."""
+ROBOT_ACTION = 7
 # Differs from robomimic, where the hammer's head (1.5 to 1.8 cm half size) and the cube of Lift (2 to 2.2 cm) are drawn
 # anew in every episode: a model that stays is a reset of 2 to 6 ms instead of 0.5 to 1.5 s.
 MODEL_SEED = 0
@@ -279,7 +278,8 @@ def _task(name: str, scene: Scene) -> Task:
         max_steps=scene.max_steps,
         control_hz=CONTROL_HZ,
         success=scene.success,
-        demos="robomimic's: pidec demos TASK --from-robomimic FILE",
+        demos=f"scripted expert, embedded; or robomimic's: pidec demos robosuite/{name} --from-robomimic FILE",
         make_env=partial(make_env, name),
+        make_expert=EXPERTS.get(name),
         points=scene.points,
     )
