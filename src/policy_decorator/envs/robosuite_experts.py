@@ -127,12 +127,12 @@ class PickUp:
         beside = distance(self.place[:2], gripper.pos[:2])
         if beside < 0.02:
             return gripper.to(self.place, 0.0, CLOSE if gripper.pos[2] > self.place[2] + 0.02 else OPEN)
-        over = np.array([*self.place[:2], 1.1])
-        return gripper.to(over if gripper.pos[2] > 1.05 else np.array([*gripper.pos[:2], 1.1]), 0.0, CLOSE)
+        over = np.array([*self.place[:2], 1.05])
+        return gripper.to(over if gripper.pos[2] > 1.0 else np.array([*gripper.pos[:2], 1.05]), 0.0, CLOSE)
 
 
 EXPERTS: dict[str, Callable[[], Callable[[np.ndarray], np.ndarray]]] = {
     "lift": partial(PickUp, 0.0, None),
-    "can": partial(PickUp, 0.02, np.array([0.1975, 0.4025, 0.92])),
+    "can": partial(PickUp, 0.02, np.array([0.15, 0.34, 0.92])),
     "square": Square,
 }

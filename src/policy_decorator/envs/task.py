@@ -18,7 +18,8 @@ class Task:
 
     The environment that `make_env` returns has a flat float observation (Do,), an action (Da,) in [-1, 1], a layout
     that follows `reset(seed=...)`, and `info["success"]` at every step. It needs no time limit, reward or termination
-    of its own: `envs.vector` cuts episodes at `max_steps` and at the first success, and success is the reward.
+    of its own: `envs.vector` cuts episodes at `max_steps` and at the first success (but see `ends_at_success`), and
+    success is the reward.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Task:
     """A scripted expert, (Do,) -> (Da,); a new one for every episode."""
     make_native: Callable[..., VectorEnv] | None = None
     """Set where the simulator itself is vectorised: (n, max_steps, device) -> environments."""
+    ends_at_success: bool = True
+    """False: every episode lasts `max_steps` steps, and has succeeded if it ever did (the episodes of DPPO)."""
     renders: bool = True
     """Whether `make_env("rgb_array")` draws."""
     points: dict[str, tuple[int, int, int]] | None = None

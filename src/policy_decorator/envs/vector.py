@@ -21,9 +21,10 @@ from policy_decorator.types import Step, VectorEnv
 class DecisionEnv(gym.Wrapper[Any, Any, Any, Any]):
     """One `step` is one decision: a chunk (Ta, Da) is clipped and executed open loop, the last To frames come back.
 
-    The episode ends at the first success (terminated), at a failure that the simulator declares (terminated), or after
-    `task.max_steps` environment steps (truncated); the rest of the chunk is then dropped. At reset all To slots hold
-    the first frame.
+    The episode ends at the first success (terminated) unless `task.ends_at_success` is False, at a failure that the
+    simulator declares (terminated), or after `task.max_steps` environment steps (truncated); the rest of the chunk is
+    then dropped. `info["success"]` tells whether any step of the decision was a success. At reset all To slots hold the
+    first frame.
     """
 
     def __init__(self, env: gym.Env[Any, Any], task: Task, context: int, chunk: int) -> None:
@@ -50,8 +51,8 @@ class DecisionEnv(gym.Wrapper[Any, Any, Any, Any]):
             self.window[:-1] = self.window[1:]
             self.window[-1] = obs
             self.steps += 1
-            success = bool(info["success"])
-            terminated = bool(terminated) or success
+            success = success or bool(info["success"])
+            terminated = bool(terminated) or (success and self.task.ends_at_success)
             if terminated or self.steps >= self.task.max_steps:
                 break
         truncated = self.steps >= self.task.max_steps and not terminated
@@ -158,7 +159,7 @@ def make_vector(
     device: str | torch.device = "cpu",
 ) -> VectorEnv:
     """`n` copies of `task`: the simulator's own vectorisation where it has one."""
-    if task.make_native is not None and context == chunk == 1:
+    if task.make_native is not None and context == chunk == 1 and task.ends_at_success:
         return task.make_native(n, max_steps=task.max_steps, device=device)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*autoreset.*")
