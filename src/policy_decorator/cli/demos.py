@@ -48,6 +48,10 @@ class Options:
     """Read this file: a demonstration pickle of DAPG, opened with everything but arrays refused."""
     from_minari: str | None = None
     """Read this Minari dataset: its id or its folder."""
+    from_robomimic: Path | None = None
+    """Read this file: a low_dim HDF5 file of robomimic."""
+    mask: str | None = None
+    """Only the demonstrations under this mask of a robomimic file: train, valid, ..."""
     download: Switch = False
     """Let Minari download the dataset where it is missing."""
     overwrite: Switch = False
@@ -87,13 +91,16 @@ def run(options: Options) -> Answer:
 
 
 def _check_options(o: Options) -> None:
-    options = ("from_policy", "from_expert_npz", "from_dapg", "from_minari")
+    files = ("from_dapg", "from_minari", "from_robomimic")
+    options = ("from_policy", "from_expert_npz", *files)
     sources = [_flag(name) for name in options if getattr(o, name) is not None]
     if len(sources) > 1:
         raise UserError(f"{' and '.join(sources)} contradict each other: demonstrations have one source.")
     if o.download and o.from_minari is None:
         raise UserError("--download is for Minari datasets: give --from-minari ID, or leave it out.")
-    if o.from_dapg is None and o.from_minari is None:
+    if o.mask is not None and o.from_robomimic is None:
+        raise UserError("--mask is for robomimic files: give --from-robomimic FILE, or leave it out.")
+    if all(getattr(o, name) is None for name in files):
         return
     recording = {"noise": 0.0, "seed": 0, "keep_failures": False, "max_attempts": None}
     idle = [_flag(name) for name, unset in recording.items() if getattr(o, name) != unset]
@@ -114,6 +121,10 @@ def _read(o: Options, task: "envs.Task") -> "Demonstrations | None":
         from policy_decorator.demos.minari_reader import read_minari
 
         demos = read_minari(o.from_minari, task, download=o.download)
+    elif o.from_robomimic is not None:
+        from policy_decorator.demos.robomimic import read_robomimic
+
+        demos = read_robomimic(o.from_robomimic, task, mask=o.mask)
     else:
         return None
     return demos if o.episodes is None else demos.first(o.episodes)
