@@ -1,6 +1,6 @@
 """robomimic's datasets (Mandlekar et al. 2021) of low-dimensional observations, in HDF5.
 
-    /data              attributes: total (steps of all demonstrations), env_args (JSON: env_name, env_version, env_kwargs)
+    /data              attributes: total (steps in all), env_args (JSON: env_name, env_version, env_kwargs)
     /data/demo_<i>     attribute num_samples; actions (L, Da), rewards (L,), dones (L,), states (L, ...)
     /data/demo_<i>/obs robot0_eef_pos (L, 3), robot0_eef_quat (L, 4), robot0_gripper_qpos (L, 2), object (L, n), ...
     /mask/<name>       names of some demonstrations, where there are any: train, valid, ...
@@ -32,8 +32,8 @@ def read_robomimic(path: str | Path, task: Task, mask: str | None = None) -> Dem
     """Demonstrations of `task` from a robomimic file, all of them or those under /mask/`mask`.
 
     Success is where the sparse reward is positive. Observations come out as `envs.robosuite` gives them.
-    Raises UserError: missing or damaged file, another task's, no observations or rewards, a dense reward, an unknown mask,
-    actions that are not OSC_POSE displacements in the axes of the world, and whatever `dataset.check` refuses.
+    Raises UserError: missing or damaged file, another task's, no observations or rewards, a dense reward, an unknown
+    mask, actions that are not OSC_POSE displacements in the axes of the world, and whatever `dataset.check` refuses.
     """
     path, scene = Path(path), _scene(task)
     if not path.is_file():
@@ -61,7 +61,7 @@ def _scene(task: Task) -> Scene:
     return SCENES[name]
 
 
-def _check_env(path: Path, file: h5py.File, task: Task, scene: Scene) -> str:
+def _check_env(path: Path, file: Any, task: Task, scene: Scene) -> str:
     """The version of robosuite, "" in old files."""
     written = file["data"].attrs.get("env_args") if "data" in file else None
     if written is None:
@@ -99,7 +99,7 @@ def _wrong_controls(configs: Any, scene: Scene) -> list[str]:
     return wrong
 
 
-def _names(path: Path, file: h5py.File, mask: str | None) -> list[str]:
+def _names(path: Path, file: Any, mask: str | None) -> list[str]:
     """Of the demonstrations, in the order of their numbers."""
     names = [name for name in file["data"] if name.startswith("demo_")]
     total, stored = file["data"].attrs.get("total"), sum(len(file[f"data/{name}/actions"]) for name in names)
@@ -114,16 +114,18 @@ def _names(path: Path, file: h5py.File, mask: str | None) -> list[str]:
     return sorted(names, key=lambda name: int(name.removeprefix("demo_")))
 
 
-def _episode(where: str, demo: h5py.Group, scene: Scene) -> Episode:
+def _episode(where: str, demo: Any, scene: Scene) -> Episode:
     actions = _numbers(where, demo, "actions", scene.action_size)
     if (reach := np.abs(actions).max(initial=0.0)) > 1 + ACTION_SLACK:
         raise UserError(f"Actions of {where} reach {reach:.4g}, not 1: absolute poses, or another scale. {GET_ANOTHER}")
     if demo.attrs.get("num_samples", len(actions)) != len(actions):
-        raise UserError(f"{where} has {len(actions)} actions for num_samples {demo.attrs['num_samples']}. {GET_ANOTHER}")
+        raise UserError(
+            f"{where} has {len(actions)} actions for num_samples {demo.attrs['num_samples']}. {GET_ANOTHER}"
+        )
     if "obs" not in demo:
         raise UserError(
-            f"{where} has no observations, only states. Extract them with robomimic's dataset_states_to_obs.py, or take "
-            "the low_dim file that robomimic publishes."
+            f"{where} has no observations, only states. Extract them with robomimic's dataset_states_to_obs.py. Or: "
+            f"{GET_ANOTHER}"
         )
     steps = len(actions)
     keys = {f"robot{i}_{key}": size for i in range(scene.robots) for key, size in ROBOT_KEYS.items()}
@@ -134,7 +136,7 @@ def _episode(where: str, demo: h5py.Group, scene: Scene) -> Episode:
     return Episode(np.concatenate([robots, arranged], axis=1), actions, rewards > 0)
 
 
-def _numbers(where: str, demo: h5py.Group, key: str, columns: int | None, rows: int | None = None) -> np.ndarray:
+def _numbers(where: str, demo: Any, key: str, columns: int | None, rows: int | None = None) -> np.ndarray:
     if key not in demo:
         raise UserError(f"{where} has no {key}. {GET_ANOTHER}")
     array = np.asarray(demo[key][:], dtype=np.float64)
@@ -152,8 +154,8 @@ def _as_it_is(where: str, robots: np.ndarray, objects: np.ndarray) -> np.ndarray
 def _of_one_object(where: str, robots: np.ndarray, objects: np.ndarray) -> np.ndarray:
     """Pose in the world | pose in the gripper's frame (L, 14).
 
-    Since robosuite 1.5 the second comes first, one step late, and as zeros in the first row. Which of the two it is shows
-    in the numbers: one pose must follow from the other.
+    Since robosuite 1.5 the second comes first, one step late, and as zeros in the first row. Which of the two it is
+    shows in the numbers: one pose must follow from the other.
     """
     if _close(_seen_from(robots, objects[:, :7])[:, :3], objects[:, 7:10]):
         return objects

@@ -21,8 +21,9 @@ import gymnasium as gym
 import numpy as np
 
 from policy_decorator.envs import rendering
-from policy_decorator.envs.robosuite_experts import DISPLACEMENT, EXPERTS, ROBOT_OBS, ROTATION
-from policy_decorator.envs.task import Task
+from policy_decorator.envs.robosuite_experts import DISPLACEMENT, ROBOT_OBS, ROTATION, PickUp, Square
+from policy_decorator.envs.robosuite_transport import Transport
+from policy_decorator.envs.task import Expert, Task
 from policy_decorator.errors import MissingExtra, lookup
 
 CONTROL_HZ = 20.0
@@ -69,6 +70,7 @@ class Scene:
     max_steps: int
     success: str
     points: dict[str, tuple[int, int, int]]
+    make_expert: Callable[[], Expert]
     robots: int = 1
     options: dict[str, Any] = field(default_factory=dict)
     camera: str = "agentview"
@@ -103,7 +105,7 @@ class Robomimic(gym.Env[np.ndarray, np.ndarray]):
         """Without a seed, the next layout is drawn from this environment's own generator."""
         super().reset(seed=seed)
         drawn = int(self.np_random.integers(2**31)) if seed is None else seed
-        # All that robosuite draws, it draws from this generator, which its samplers hold too: so it is set, not replaced.
+        # robosuite draws everything from this generator. Its samplers hold it too: so it is set, not replaced.
         self._simulator.rng.bit_generator.state = np.random.default_rng(drawn).bit_generator.state
         self._simulator.reset()
         return self._observe(), {"success": False}
@@ -188,6 +190,7 @@ SCENES = {
         400,
         "the cube is 4 cm above the table, at that step",
         {"gripper": (0, 1, 2), "cube": (9, 10, 11)},
+        PickUp,
     ),
     "can": Scene(
         "PickPlaceCan",
@@ -196,6 +199,7 @@ SCENES = {
         400,
         "the can is in its compartment of the bin and the gripper 4.2 cm away, at that step",
         {"gripper": (0, 1, 2), "can": (9, 10, 11)},
+        partial(PickUp, depth=0.02, place=(0.15, 0.34, 0.92)),
         camera="frontview",
     ),
     "square": Scene(
@@ -205,6 +209,7 @@ SCENES = {
         400,
         "the nut is around the peg, at most 5 cm above the table, and the gripper 4.2 cm from its centre, at that step",
         {"gripper": (0, 1, 2), "nut": (9, 10, 11)},
+        Square,
     ),
     "transport": Scene(
         "TwoArmTransport",
@@ -213,6 +218,7 @@ SCENES = {
         800,
         "the hammer touches the floor of its bin and the trash that of the trash bin, at that step",
         {"gripper 0": (0, 1, 2), "gripper 1": (9, 10, 11), "hammer": (18, 19, 20), "trash": (25, 26, 27)},
+        Transport,
         robots=2,
         options={"env_configuration": "opposed"},
     ),
@@ -235,7 +241,9 @@ def make_env(name: str, render_mode: str | None = None) -> Robomimic:
         simulator: Any = robosuite.make(
             scene.env_name,
             robots=["Panda"] * scene.robots,
-            controller_configs=[{"type": "BASIC", "body_parts": {"right": dict(OSC_POSE)}} for _ in range(scene.robots)],
+            controller_configs=[
+                {"type": "BASIC", "body_parts": {"right": dict(OSC_POSE)}} for _ in range(scene.robots)
+            ],
             has_renderer=False,
             has_offscreen_renderer=False,
             use_camera_obs=False,
@@ -280,6 +288,6 @@ def _task(name: str, scene: Scene) -> Task:
         success=scene.success,
         demos=f"scripted expert, embedded; or robomimic's: pidec demos robosuite/{name} --from-robomimic FILE",
         make_env=partial(make_env, name),
-        make_expert=EXPERTS.get(name),
+        make_expert=scene.make_expert,
         points=scene.points,
     )

@@ -1,11 +1,8 @@
 """Scripted experts of the robomimic tasks: they steer a gripper's pose by the observation alone.
 
-Angles are yaws of a gripper that points straight down, 0 where a Panda's fingers open across its reach; `Rz(yaw) Rx(pi)`
-is the orientation the observation gives. Half a turn more is the same grasp.
+Angles are yaws of a gripper that points straight down, 0 where a Panda's fingers open across its reach: then the
+orientation in the observation is `Rz(yaw) Rx(pi)`. Half a turn more is the same grasp.
 """
-
-from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -15,13 +12,14 @@ ROBOT_OBS = 9
 DISPLACEMENT, ROTATION = 0.05, 0.5
 """Metres and radians of one unit of action: the controller's limits in every robomimic dataset."""
 OPEN, CLOSE = -1.0, 1.0
+UP = np.array([0.0, 0.0, 1.0])
 TURN = 2 * np.pi
-TABLE = 0.82
-"""Height of the table of Square, metres."""
 PEG = np.array([0.23, 0.10])
 """Where the square peg stands, metres; its top is at 0.95."""
 HANDLE = np.array([0.058, 0.0, 0.0])
 """Where to grasp the nut, in its own frame."""
+CARRY = 1.05
+"""Height of the gripper above the walls of Can's bins, metres."""
 GAIN = 1.0
 """Share of the error that one action asks for."""
 
@@ -32,13 +30,12 @@ class Gripper:
     def __init__(self, obs: np.ndarray, robot: int = 0) -> None:
         mine = obs[robot * ROBOT_OBS :]
         self.pos, self.orientation = mine[:3], Rotation.from_quat(mine[3:7])
-        self.opening = mine[7] - mine[8]
 
-    def to(self, pos: np.ndarray, yaw: float, fingers: float) -> np.ndarray:
-        """(7,) towards a position and a yaw, pointing down."""
-        down = Rotation.from_euler("ZX", [yaw, np.pi])
-        turn = (down * self.orientation.inv()).as_rotvec()
-        action = np.concatenate([GAIN * (pos - self.pos) / DISPLACEMENT, GAIN * turn / ROTATION, [fingers]])
+    def to(self, pos: np.ndarray, yaw: float, fingers: float, gain: float = GAIN, lean: float = 0.0) -> np.ndarray:
+        """(7,) towards a position and a yaw, pointing down, or `lean` radians back to the robot."""
+        wanted = Rotation.from_euler("ZXY", [yaw, np.pi, -lean])
+        turn = (wanted * self.orientation.inv()).as_rotvec()
+        action = np.concatenate([gain * (pos - self.pos) / DISPLACEMENT, gain * turn / ROTATION, [fingers]])
         return np.clip(action, -1, 1).astype(np.float32)
 
     @property
@@ -88,28 +85,30 @@ class Square:
         self.descending = beside < 0.01 * slack and askew < 0.12 * slack
         if self.descending and gripper.pos[2] - handle[2] < 0.01:
             self.closing = 1
-        return gripper.to(handle + [0, 0, 0.003 if self.descending else 0.06], grasp, OPEN)
+        return gripper.to(handle + (0.003 if self.descending else 0.06) * UP, grasp, OPEN)
 
     def carry(self, gripper: Gripper, nut: np.ndarray, turned: float) -> np.ndarray:
-        off, askew = PEG - nut[:2], min((wrap(goal - turned, TURN) for goal in (-TURN / 4, TURN / 4, TURN / 2)), key=abs)
+        askew = min((wrap(goal - turned, TURN) for goal in (-TURN / 4, TURN / 4, TURN / 2)), key=abs)
+        off = PEG - nut[:2]
         below_top = nut[2] < 0.955 and distance(nut[:2], PEG) < 0.02
         if below_top or (np.abs(off).max() < 0.005 and abs(askew) < 0.1):
             up = -0.05
         else:
             up = 1.0 - nut[2]
             off = off * (up < 0.03)
-        return gripper.to(gripper.pos + [*off, up], gripper.yaw + askew, CLOSE)
+        return gripper.to(gripper.pos + np.array([*off, up]), gripper.yaw + askew, CLOSE)
 
 
 class PickUp:
     """Grasps an object from above and carries it to a place, or just up."""
 
-    def __init__(self, depth: float, place: np.ndarray | None) -> None:
-        self.depth, self.place = depth, place
+    def __init__(self, depth: float = 0.0, place: tuple[float, float, float] | None = None) -> None:
+        """`depth` is added to the object's height where it is grasped, metres."""
+        self.depth, self.place = depth, None if place is None else np.array(place)
         self.descending, self.closing = False, 0
 
     def __call__(self, obs: np.ndarray) -> np.ndarray:
-        gripper, thing = Gripper(obs), obs[9:12] + [0, 0, self.depth]
+        gripper, thing = Gripper(obs), obs[9:12] + self.depth * UP
         self.closing = self.closing + 1 if self.closing and distance(thing, gripper.pos) < 0.03 else 0
         if self.closing > 10:
             return self.carry(gripper)
@@ -119,20 +118,13 @@ class PickUp:
         self.descending = distance(thing[:2], gripper.pos[:2]) < (0.02 if self.descending else 0.01)
         if self.descending and gripper.pos[2] - thing[2] < 0.01:
             self.closing = 1
-        return gripper.to(thing + [0, 0, 0 if self.descending else 0.08], grasp, OPEN)
+        return gripper.to(thing + (0.0 if self.descending else 0.08) * UP, grasp, OPEN)
 
     def carry(self, gripper: Gripper) -> np.ndarray:
+        up = gripper.pos + 0.05 * UP
         if self.place is None:
-            return gripper.to(gripper.pos + [0, 0, 0.05], 0.0, CLOSE)
-        beside = distance(self.place[:2], gripper.pos[:2])
-        if beside < 0.02:
+            return gripper.to(up, 0.0, CLOSE)
+        if distance(self.place[:2], gripper.pos[:2]) < 0.02:
             return gripper.to(self.place, 0.0, CLOSE if gripper.pos[2] > self.place[2] + 0.02 else OPEN)
-        over = np.array([*self.place[:2], 1.05])
-        return gripper.to(over if gripper.pos[2] > 1.0 else np.array([*gripper.pos[:2], 1.05]), 0.0, CLOSE)
-
-
-EXPERTS: dict[str, Callable[[], Callable[[np.ndarray], np.ndarray]]] = {
-    "lift": partial(PickUp, 0.0, None),
-    "can": partial(PickUp, 0.02, np.array([0.15, 0.34, 0.92])),
-    "square": Square,
-}
+        over = np.array([*self.place[:2], CARRY])
+        return gripper.to(over if gripper.pos[2] > CARRY - 0.05 else up, 0.0, CLOSE)
