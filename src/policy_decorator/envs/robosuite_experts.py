@@ -30,6 +30,7 @@ class Gripper:
     def __init__(self, obs: np.ndarray, robot: int = 0) -> None:
         mine = obs[robot * ROBOT_OBS :]
         self.pos, self.orientation = mine[:3], Rotation.from_quat(mine[3:7])
+        self.opening = float(mine[7] - mine[8])  # metres
 
     def to(self, pos: np.ndarray, yaw: float, fingers: float, gain: float = GAIN, lean: float = 0.0) -> np.ndarray:
         """(7,) towards a position and a yaw, pointing down, or `lean` radians back to the robot."""

@@ -19,6 +19,8 @@ HIGH = 1.1
 """Above the bins, whose walls end at 0.95, and above what hangs from a gripper."""
 ALONG = 0.06
 """From the middle of the handle to where either gripper holds it."""
+HELD = 0.02
+"""Metres between the fingers: the handle is 0.03 wide."""
 LEAN = 0.3
 """Radians: a gripper that points straight down so near to its robot is at the edge of what the wrist can do."""
 STIFF = 3.0
@@ -65,8 +67,10 @@ class Transport:
                 yield from self.put(1, self.obs[42:45] + 0.1 * UP)
         while not self.offered:
             yield self.at(1).to(WAITING[1], FACING[1], OPEN)
-        yield from self.pick(1, lambda: self.handle(ALONG), lift=False)
-        self.taken, held = True, self.at(1).pos
+        while not self.taken:
+            yield from self.pick(1, lambda: self.handle(ALONG), lift=False)
+            self.taken = self.at(1).opening > HELD
+        held = self.at(1).pos
         while not self.free:
             yield self.at(1).to(held, FACING[1], CLOSE)
         yield from self.go(1, held + 0.1 * ACROSS + 0.08 * UP, FACING[1], CLOSE)
@@ -90,12 +94,13 @@ class Transport:
         return Gripper(self.obs, robot)
 
     def pick(self, robot: int, what: Callable[[], Place], lift: bool = True) -> Script:
-        """Where nothing is lifted it is because another gripper holds it: then pointing straight down, out of its way."""
+        """What is not lifted is held by the other gripper: then pointing straight down, out of its way."""
         pos, yaw = what()
         yaw, lean = FACING[robot] + wrap(yaw - FACING[robot], np.pi), LEAN if lift else 0.0
         yield from self.go(robot, np.array([*pos[:2], max(HIGH, pos[2] + 0.1)]), yaw, OPEN, lean)
-        pos = what()[0]
-        yield from self.go(robot, pos, yaw, OPEN, lean, near=0.01)
+        for _ in range(2):  # it may have moved meanwhile
+            pos = what()[0]
+            yield from self.go(robot, pos, yaw, OPEN, lean, near=0.01)
         yield from self.stay(robot, pos, yaw, CLOSE, lean)
         if lift:
             yield from self.go(robot, np.array([*pos[:2], HIGH + 0.05]), yaw, CLOSE, lean)
