@@ -23,7 +23,7 @@ LONG_FILES: dict[str, str] = {"refine.py": "one run from its first check to its 
 
 NEWCOMERS_PATH = ("types.py", "decorator.py", "rollout.py", "rl/sac.py", "train.py")
 
-SIMULATORS = {"metaworld", "gymnasium_robotics", "mujoco", "minari"}
+SIMULATORS = {"metaworld", "gymnasium_robotics", "mujoco", "minari", "robosuite"}
 
 
 def read(path: str) -> str:
