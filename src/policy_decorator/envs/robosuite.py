@@ -30,7 +30,7 @@ CONTROL_HZ = 20.0
 """One step is 25 simulator steps of 2 ms."""
 ROBOT_ACTION = 7
 # Differs from robomimic, where the hammer's head (1.5 to 1.8 cm half size) and the cube of Lift (2 to 2.2 cm) are drawn
-# anew in every episode: a model that stays is a reset of 2 to 6 ms instead of 0.5 to 1.5 s.
+# anew in every episode: a model that stays makes a reset of 3 to 10 ms out of one of 0.9 to 2.5 s.
 MODEL_SEED = 0
 
 OSC_POSE = {

@@ -15,6 +15,8 @@ ASIDE = np.array([-0.2, -0.45, 0.84])
 """Where the lid is put, metres."""
 MEETING = np.array([0.0, 0.0, 1.1])
 WAITING = (np.array([0.0, -0.35, 1.2]), np.array([0.0, 0.25, 1.2]))
+LIFTED = 1.0
+"""Height of a thing that was really picked up."""
 HIGH = 1.1
 """Above the bins, whose walls end at 0.95, and above what hangs from a gripper."""
 ALONG = 0.06
@@ -45,10 +47,10 @@ class Transport:
 
     def first(self) -> Script:
         here = MEETING - ALONG * ACROSS
-        while self.obs[34] < 1.0:
+        while self.obs[34] < LIFTED:
             yield from self.pick(0, self.lid)
         yield from self.put(0, ASIDE)
-        while self.obs[20] < 1.0:
+        while self.obs[20] < LIFTED:
             yield from self.pick(0, lambda: self.handle(-ALONG))
         yield from self.go(0, here, FACING[0], CLOSE)
         self.offered = True
@@ -61,9 +63,9 @@ class Transport:
             yield self.at(0).to(WAITING[0], FACING[0], OPEN)
 
     def second(self) -> Script:
-        while not self.obs[46]:  # the trash is not in its bin
+        while not self.obs[46]:  # not in its bin yet
             yield from self.pick(1, self.trash)
-            if self.obs[27] > 1.0:
+            if self.obs[27] > LIFTED:
                 yield from self.put(1, self.obs[42:45] + 0.1 * UP)
         while not self.offered:
             yield self.at(1).to(WAITING[1], FACING[1], OPEN)
