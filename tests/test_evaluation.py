@@ -1,6 +1,7 @@
 """Exactly the episodes that were asked for, paired, without touching training."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,26 @@ def test_steps_of_chunks_are_environment_steps() -> None:
 
 
 # ---- seeds ----------------------------------------------------------------------------------------------------
+
+
+def test_success_in_an_episode_of_fixed_length_is_at_any_of_its_steps() -> None:
+    class Passing:
+        """To goals on the left, and away again from where it has arrived."""
+
+        context = 1
+
+        def act(self, window: Tensor) -> Tensor:
+            pos, goal = window[:, -1].chunk(2, dim=-1)
+            there = (goal - pos).norm(dim=-1, keepdim=True) < 0.06
+            return torch.where(there, -1.0, (goal - pos) / SPEED * (goal[:, :1] < 0)).clamp(-1, 1)[:, None]
+
+    task = TASKS["toy/reach-gym"]
+    short = run_episodes(SimulatorVector(task, 3), Passing(), 40, 70)
+    full = run_episodes(SimulatorVector(replace(task, ends_at_success=False), 3), Passing(), 40, 70)
+    assert full.success.tolist() == short.success.tolist()
+    assert 0.2 < full.rate < 0.8
+    assert (full.env_steps == task.max_steps).all()
+    assert (short.env_steps[short.success] < task.max_steps).all()
 
 
 def test_ranges_of_seeds_do_not_meet() -> None:

@@ -15,7 +15,12 @@ import policy_decorator
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "policy_decorator"
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md")),
+)
 
 LONGEST = 300
 LONG_FILES: dict[str, str] = {"refine.py": "one run from its first check to its summary"}
@@ -23,7 +28,7 @@ LONG_FILES: dict[str, str] = {"refine.py": "one run from its first check to its 
 
 NEWCOMERS_PATH = ("types.py", "decorator.py", "rollout.py", "rl/sac.py", "train.py")
 
-SIMULATORS = {"metaworld", "gymnasium_robotics", "mujoco", "minari"}
+SIMULATORS = {"metaworld", "gymnasium_robotics", "mujoco", "minari", "robosuite"}
 
 
 def read(path: str) -> str:
@@ -178,7 +183,7 @@ def test_quick_preset_of_the_hand_is_documented() -> None:
 def test_every_task_is_listed() -> None:
     from policy_decorator.envs import TASKS
 
-    listed = re.findall(r"`((?:metaworld|adroit|toy|maniskill)/[a-z-]+)`", read("docs/tasks.md"))
+    listed = re.findall(r"`((?:metaworld|adroit|toy|maniskill|robosuite)/[a-z-]+)`", read("docs/tasks.md"))
     assert sorted(listed) == sorted(TASKS)
 
 

@@ -19,7 +19,7 @@ class Episodes:
     """Outcomes of the episodes seeded `seed`, `seed + 1`, ..., in that order."""
 
     seed: int
-    success: np.ndarray  # (N,) bool
+    success: np.ndarray  # (N,) bool, at any of its steps
     env_steps: np.ndarray  # (N,)
 
     @property
@@ -50,7 +50,7 @@ def run_episodes(
             ours = index < episodes  # environments go on to episodes nobody asked for
             steps[index[ours]] += out.env_steps.cpu().numpy()[ours]
             ended = ours & out.done.cpu().numpy()
-            success[index[ended]] = out.success.cpu().numpy()[ended]
+            success[index[ours]] |= out.success.cpu().numpy()[ours]
             finished[index[ended]] = True
             if progress is not None and ended.any():
                 progress(int(finished.sum()), episodes)

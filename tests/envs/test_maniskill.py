@@ -163,7 +163,8 @@ def test_the_gpu_is_taken_where_the_learner_is(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(BatchedSimulation, "__init__", record)
     make_vector(get_task(STACK), 512, chunk=4, device="cuda")
-    assert made == [{"n": 512, "max_steps": 200, "context": 1, "chunk": 4, "device": torch.device("cuda")}]
+    options = {"max_steps": 200, "context": 1, "chunk": 4, "ends_at_success": True, "device": torch.device("cuda")}
+    assert made == [{"n": 512, **options}]
     env = make_vector(get_task(STACK), 1, device="cpu")
     assert isinstance(env, vector.SimulatorVector)
     env.close()

@@ -25,8 +25,13 @@ CHOSEN = (
     "maniskill/peg-insertion-side",
     "maniskill/turn-procedural-faucet",
     "maniskill/push-procedural-chair",
+    "robosuite/lift",
+    "robosuite/can",
+    "robosuite/square",
+    "robosuite/transport",
 )
 LIBRARY = {"metaworld": "metaworld", "adroit": "gymnasium_robotics", "maniskill": "mani_skill"}
+LIBRARY |= {"robosuite": "robosuite"}
 SIZES = {
     "metaworld/peg-insert-side": (39, 4, 200),
     "adroit/door": (39, 28, 300),
@@ -90,7 +95,8 @@ def _play(env: Any, seed: int, actions: np.ndarray) -> np.ndarray:
 def test_no_simulator_is_imported() -> None:
     program = (
         "import sys; from policy_decorator.envs import TASKS; print(len(TASKS)); "
-        "print([m for m in ('mujoco', 'metaworld', 'gymnasium_robotics', 'mani_skill') if m in sys.modules]); "
+        "known = ('mujoco', 'metaworld', 'gymnasium_robotics', 'mani_skill', 'robosuite'); "
+        "print([m for m in known if m in sys.modules]); "
     )
     if importlib.util.find_spec("gymnasium_robotics"):
         program += "TASKS['adroit/door'].make_env(None).reset(seed=0)"
@@ -99,6 +105,7 @@ def test_no_simulator_is_imported() -> None:
     assert done.stderr == ""  # gymnasium-robotics greets with a notice, gymnasium with warnings
     assert sum(name.startswith("metaworld/") for name in TASKS) == 50
     assert sum(name.startswith("adroit/") for name in TASKS) == 4
+    assert sum(name.startswith("robosuite/") for name in TASKS) == 4
     assert all(task.name == name for name, task in TASKS.items())
 
 
@@ -129,8 +136,9 @@ def test_the_environment_is_what_the_task_says(task: Task, env: Any) -> None:
     assert obs.dtype == np.float32
     assert (reward, terminated, truncated, info) == (0.0, False, False, {"success": False})
     simulator: Any = getattr(env, "_simulator", env.unwrapped)
-    hz = env.simulator.control_freq if task.name.startswith("maniskill/") else 1 / simulator.dt
-    assert task.control_hz == pytest.approx(hz)
+    kind = task.name.split("/")[0]
+    hz = {"maniskill": lambda: env.simulator.control_freq, "robosuite": lambda: 1 / simulator.control_timestep}
+    assert task.control_hz == pytest.approx(hz.get(kind, lambda: 1 / simulator.dt)())
 
 
 def test_actions_are_clipped(task: Task, env: Any) -> None:
@@ -266,7 +274,11 @@ def test_points_are_where_the_observation_says(name: str, key: str, kind: str, t
 
 @pytest.mark.parametrize(
     ("name", "module", "extra"),
-    [("metaworld/reach", "metaworld", "metaworld"), ("adroit/door", "gymnasium_robotics", "adroit")],
+    [
+        ("metaworld/reach", "metaworld", "metaworld"),
+        ("adroit/door", "gymnasium_robotics", "adroit"),
+        ("robosuite/square", "robosuite", "robosuite"),
+    ],
 )
 def test_a_missing_simulator_says_how_to_install_it(
     name: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch

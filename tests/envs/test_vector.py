@@ -116,6 +116,24 @@ def test_success_at_the_time_limit_is_a_termination() -> None:
     assert (terminated, truncated, info["success"]) == (True, False, True)
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 4, 20])
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 6, 13])
+def test_episodes_of_fixed_length_go_on_after_success(chunk: int, seed: int) -> None:
+    env = DecisionEnv(clock := Clock(), replace(_task(), ends_at_success=False), context=1, chunk=chunk)
+    env.reset(seed=seed)
+    succeeded, over, total = [], False, 0
+    while not over:
+        _, reward, terminated, truncated, info = env.step(np.zeros((chunk, 2)))
+        succeeded.append(info["success"])
+        assert reward == info["success"]
+        over, total = terminated or truncated, total + info["env_steps"]
+    fails = seed % 3 == 1  # what the simulator ends is over all the same
+    assert total == len(clock.seen) == (_length(seed) if fails else MAX_STEPS)
+    assert (terminated, truncated) == (fails, not fails)
+    during = [(2 + seed % 5 - 1) // chunk] if seed % 3 == 0 else []
+    assert np.flatnonzero(succeeded).tolist() == during  # the decision that held the moment, and no other
+
+
 def test_actions_are_clipped() -> None:
     env = DecisionEnv(clock := Clock(), _task(), context=1, chunk=2)
     env.reset(seed=2)
@@ -244,6 +262,8 @@ def test_make_vector_takes_the_native_one_where_it_fits() -> None:
     for options in ({"context": 2}, {"chunk": 3}):
         assert isinstance(make_vector(TASKS["toy/reach"], 2, **options), SimulatorVector)
     assert isinstance(make_vector(TASKS["toy/reach-gym"], 2), SimulatorVector)
+    # A native one ends episodes by rules of its own.
+    assert isinstance(make_vector(replace(TASKS["toy/reach"], ends_at_success=False), 2), SimulatorVector)
 
 
 def test_make_vector_hands_the_time_limit_on() -> None:

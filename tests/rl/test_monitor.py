@@ -48,6 +48,20 @@ def test_no_size_is_reported_where_the_residual_never_spoke() -> None:
     assert monitor.read() == {"train/residual_share": 0.0}
 
 
+def test_an_episode_has_succeeded_if_it_ever_did() -> None:
+    monitor = Monitor()
+    still = torch.zeros(2, 1, 1)
+    for _ in range(5):
+        _observe(monitor, still, [False, False], [True, False])
+        _observe(monitor, still, [False, True], [False, False])  # the second row begins a new episode
+        _observe(monitor, still, [True, False], [False, True])
+        other = Monitor()
+        other.restore(monitor.state())
+        monitor = other
+        _observe(monitor, still, [True, True], [False, False])
+    assert list(monitor.recent) == [False, True, False, True] * 5
+
+
 def test_success_is_over_the_last_hundred_episodes() -> None:
     monitor = Monitor()
     for success in (False, True):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from policy_decorator.demos.dataset import Demonstrations
 
 EPISODES = 25
-FILES = ("from_dapg", "from_d4rl", "from_maniskill", "from_minari")
+FILES = ("from_dapg", "from_d4rl", "from_maniskill", "from_minari", "from_robomimic")
 """The options that read demonstrations instead of recording them."""
 ABOUT = """Record demonstrations of a task in simulation (by its scripted expert, a saved policy or a published \
 expert), or read them from a file of others. Only successful episodes are kept."""
@@ -54,6 +54,10 @@ class Options:
     """Read this file: a trajectory of ManiSkill (.h5, with its .json beside it)."""
     from_minari: str | None = None
     """Read this Minari dataset: its id or its folder."""
+    from_robomimic: Path | None = None
+    """Read this file: a low_dim HDF5 file of robomimic."""
+    mask: str | None = None
+    """Only the demonstrations under this mask of a robomimic file: train, valid, ..."""
     workers: int | None = None
     """Processes that plan, for tasks of ManiSkill; 0: none but this one; None: one per core."""
     download: Switch = False
@@ -101,6 +105,8 @@ def _check_options(o: Options) -> None:
         raise UserError(f"{' and '.join(sources)} contradict each other: demonstrations have one source.")
     if o.download and o.from_minari is None:
         raise UserError("--download is for Minari datasets: give --from-minari ID, or leave it out.")
+    if o.mask is not None and o.from_robomimic is None:
+        raise UserError("--mask is for robomimic files: give --from-robomimic FILE, or leave it out.")
     if not set(sources) & {_flag(name) for name in FILES}:
         return
     recording = {"noise": 0.0, "seed": 0, "keep_failures": False, "max_attempts": None, "workers": None}
@@ -130,6 +136,10 @@ def _read(o: Options, task: "envs.Task") -> "Demonstrations | None":
         from policy_decorator.demos.minari_reader import read_minari
 
         demos = read_minari(o.from_minari, task, download=o.download)
+    elif o.from_robomimic is not None:
+        from policy_decorator.demos.robomimic import read_robomimic
+
+        demos = read_robomimic(o.from_robomimic, task, mask=o.mask)
     else:
         return None
     return demos if o.episodes is None else demos.first(o.episodes)

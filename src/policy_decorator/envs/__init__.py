@@ -6,7 +6,7 @@ To add a task: write `tasks()` in a file of this folder and add its line here. t
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from policy_decorator.envs import adroit, maniskill, metaworld, toy
+from policy_decorator.envs import adroit, maniskill, metaworld, robosuite, toy
 from policy_decorator.envs.task import Task
 from policy_decorator.errors import lookup
 
@@ -16,6 +16,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
         **adroit.tasks(),
         **maniskill.tasks(),
         **metaworld.tasks(),
+        **robosuite.tasks(),
     }
 )
 

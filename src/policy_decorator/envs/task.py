@@ -62,7 +62,8 @@ class Task:
 
     The environment that `make_env` returns has a flat float observation (Do,), an action (Da,) in [-1, 1], a layout
     that follows `reset(seed=...)`, and `info["success"]` at every step. It needs no time limit, reward or termination
-    of its own: `envs.vector` cuts episodes at `max_steps` and at the first success, and success is the reward.
+    of its own: `envs.vector` cuts episodes at `max_steps` and at the first success (but see `ends_at_success`), and
+    success is the reward.
     """
 
     name: str
@@ -90,6 +91,8 @@ class Task:
     """What is missing on this machine for the task to run, in one line; None where nothing is."""
     demos_of: str | None = None
     """Another task whose demonstrations serve this one too: the same with other objects."""
+    ends_at_success: bool = True
+    """False: every episode lasts `max_steps` steps, and has succeeded if it ever did (the episodes of DPPO)."""
     renders: bool = True
     """Whether `make_env("rgb_array")` draws."""
     images: Mapping[str, Images] = field(default_factory=dict)

@@ -29,9 +29,10 @@ Simulation = Literal["auto", "cpu", "gpu"]
 class DecisionEnv(gym.Wrapper[Any, Any, Any, Any]):
     """One `step` is one decision: a chunk (Ta, Da) is clipped and executed open loop, the last To frames come back.
 
-    The episode ends at the first success (terminated), at a failure that the simulator declares (terminated), or after
-    `task.max_steps` environment steps (truncated); the rest of the chunk is then dropped. At reset all To slots hold
-    the first frame.
+    The episode ends at the first success (terminated) unless `task.ends_at_success` is False, at a failure that the
+    simulator declares (terminated), or after `task.max_steps` environment steps (truncated); the rest of the chunk is
+    then dropped. `info["success"]` tells whether any step of the decision was a success. At reset all To slots hold the
+    first frame.
     """
 
     def __init__(self, env: gym.Env[Any, Any], task: Task, context: int, chunk: int) -> None:
@@ -68,8 +69,8 @@ class DecisionEnv(gym.Wrapper[Any, Any, Any, Any]):
             obs, _, terminated, _, info = self.env.step(a)
             self.frames.append(deepcopy(obs))
             self.steps += 1
-            success = bool(info["success"])
-            terminated = bool(terminated) or success
+            success = success or bool(info["success"])
+            terminated = bool(terminated) or (success and self.task.ends_at_success)
             if terminated or self.steps >= self.task.max_steps:
                 break
         truncated = self.steps >= self.task.max_steps and not terminated
@@ -194,8 +195,9 @@ def make_vector(
         why = f"{task.name} has no such simulation" if task.make_on_gpu is None else f"the device is {device}"
         raise UserError(f"simulation = gpu is not possible: {why}. Leave it on auto.")
     if task.make_on_gpu is not None and device.type == "cuda" and simulation != "cpu":
-        return task.make_on_gpu(n, max_steps=task.max_steps, context=context, chunk=chunk, device=device)
-    if task.make_native is not None and context == chunk == 1:
+        sizes = {"context": context, "chunk": chunk, "ends_at_success": task.ends_at_success, "device": device}
+        return task.make_on_gpu(n, max_steps=task.max_steps, **sizes)
+    if task.make_native is not None and context == chunk == 1 and task.ends_at_success:
         return task.make_native(n, max_steps=task.max_steps, device=device)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*autoreset.*")

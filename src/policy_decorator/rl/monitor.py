@@ -20,12 +20,15 @@ class Monitor:
 
     def __init__(self) -> None:
         self.recent: deque[bool] = deque(maxlen=100)
+        self.succeeded: set[int] = set()  # seeds of running episodes
         self.sums: Tensor | None = None  # residual magnitude, saturated share, active rows, rows
         self.learning: dict[str, Tensor] = {}  # the learner's latest metrics
 
     def observe(self, t: Transition, step: Step) -> None:
-        if step.done.any():
-            self.recent.extend(step.success[step.done].tolist())
+        self.succeeded.update(step.episode[step.success].tolist())
+        ended = step.episode[step.done].tolist()
+        self.recent.extend(episode in self.succeeded for episode in ended)
+        self.succeeded.difference_update(ended)
         size = t.raw.abs().flatten(1)  # (B, Ta * Da); zero in every entry where the base acted alone
         active = (size > 0).any(dim=1).float()
         parts = (size.mean(1), (size > SATURATED).float().mean(1), active, torch.ones_like(active))
@@ -45,8 +48,10 @@ class Monitor:
         return out
 
     def state(self) -> dict[str, Any]:
-        return {"recent": list(self.recent), "sums": self.sums, "learning": dict(self.learning)}
+        episodes = {"recent": list(self.recent), "succeeded": sorted(self.succeeded)}
+        return {**episodes, "sums": self.sums, "learning": dict(self.learning)}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.recent = deque(state["recent"], maxlen=100)
         self.sums, self.learning = state["sums"], dict(state["learning"])
+        self.succeeded = set(state.get("succeeded", ()))

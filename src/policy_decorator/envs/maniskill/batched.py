@@ -28,11 +28,12 @@ class BatchedSimulation:
         context: int = 1,
         chunk: int = 1,
         images: bool = False,
+        ends_at_success: bool = True,
         device: str | torch.device = "cuda",
     ) -> None:
         self.n, self.max_steps, self.context, self.chunk = n, max_steps, context, chunk
         self.device = torch.device(device)
-        self.simulated = simulated
+        self.simulated, self.ends_at_success = simulated, ends_at_success
         # Objects that differ in shape stay with their environment: building the scene anew would build all of it.
         self.simulator = make_simulator(simulated, n, device=self.device.type, images=images, reconfiguration_freq=0)
 
@@ -60,13 +61,15 @@ class BatchedSimulation:
         before = self.steps
         for a in action.clamp(-1, 1).unbind(dim=1):
             obs, _, _, _, info = self.simulator.step(a)
-            running = ~(success | failed | (self.steps >= self.max_steps))
+            running = ~(failed | (self.steps >= self.max_steps))
+            if self.ends_at_success:
+                running = running & ~success
             self.steps = self.steps + running
             shifted = torch.cat([self.window[:, 1:], self._frame(obs)[:, None]], dim=1)
             self.window = chosen(running, shifted, self.window)
             success = success | (running & info["success"])
             failed = failed | (running & info["fail"] & ~success if "fail" in info else torch.zeros_like(failed))
-        terminated = success | failed
+        terminated = success | failed if self.ends_at_success else failed
         done = terminated | (self.steps >= self.max_steps)
         facts = torch.stack([success, terminated, done, self.steps - before]).cpu()
         told, episode = facts[:3].bool(), self.seeds.clone()
