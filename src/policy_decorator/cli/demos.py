@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,29 +121,20 @@ def _flag(name: str) -> str:
 
 
 def _read(o: Options, task: "envs.Task") -> "Demonstrations | None":
-    if o.from_dapg is not None:
-        from policy_decorator.demos.dapg import read_dapg
+    from policy_decorator.demos import d4rl, dapg, maniskill_h5, minari_reader, robomimic
 
-        demos = read_dapg(o.from_dapg, task)
-    elif o.from_d4rl is not None:
-        from policy_decorator.demos.d4rl import read_d4rl
-
-        demos = read_d4rl(o.from_d4rl, task)
-    elif o.from_maniskill is not None:
-        from policy_decorator.demos.maniskill_h5 import read_maniskill
-
-        demos = read_maniskill(o.from_maniskill, task)
-    elif o.from_minari is not None:
-        from policy_decorator.demos.minari_reader import read_minari
-
-        demos = read_minari(o.from_minari, task, download=o.download)
-    elif o.from_robomimic is not None:
-        from policy_decorator.demos.robomimic import read_robomimic
-
-        demos = read_robomimic(o.from_robomimic, task, mask=o.mask)
-    else:
-        return None
-    return demos if o.episodes is None else demos.first(o.episodes)
+    readers: dict[str, Callable[..., Demonstrations]] = {
+        "from_dapg": dapg.read_dapg,
+        "from_d4rl": d4rl.read_d4rl,
+        "from_maniskill": maniskill_h5.read_maniskill,
+        "from_minari": partial(minari_reader.read_minari, download=o.download),
+        "from_robomimic": partial(robomimic.read_robomimic, mask=o.mask),
+    }
+    for name in FILES:
+        if (given := getattr(o, name)) is not None:
+            demos = readers[name](given, task)
+            return demos if o.episodes is None else demos.first(o.episodes)
+    return None
 
 
 def _record(o: Options, task: "envs.Task", shown: Display) -> "Demonstrations":

@@ -82,6 +82,9 @@ class Workers:
                 except OSError:
                     process.terminate()
             process.join(timeout=5)
+            if process.is_alive():  # a simulator that takes its time to go
+                process.terminate()
+                process.join()
             pipe.close()
 
 
