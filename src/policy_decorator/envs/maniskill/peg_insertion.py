@@ -9,12 +9,14 @@ import torch
 from mani_skill.envs.tasks import PegInsertionSideEnv
 from mani_skill.utils.registration import register_env
 
+from policy_decorator.envs.maniskill.rebuilt import Rebuilt
+
 DEEPEST = 0.075
 """Metres behind the middle of the hole, up to which the head counts as inserted (the paper's PegInsertionSide-v2)."""
 
 
 @register_env("PegInsertionSideDepth-v1", max_episode_steps=100)
-class PegInsertionSideDepth(PegInsertionSideEnv):
+class PegInsertionSideDepth(Rebuilt, PegInsertionSideEnv):
     """ManiSkill's own environment asks only for how far the head is in at least."""
 
     def evaluate(self) -> dict[str, torch.Tensor]:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from policy_decorator.envs.maniskill import chairs, partnet, partnet_chairs
 from policy_decorator.envs.maniskill.mobile_panda import GROUND_BIT, MobilePandaDualArm
+from policy_decorator.envs.maniskill.rebuilt import Rebuilt
 
 NEAR, TILT = 0.15, 0.05 * np.pi
 """Success: distance of the chair's root from the target (metres) and of its axis from the vertical (radians)."""
@@ -51,7 +52,7 @@ FAMILIES = MappingProxyType(
 @register_env("PushChair-v2", max_episode_steps=200, family="partnet", split="target")
 @register_env("PushProceduralChairSource-v1", max_episode_steps=200, family="procedural", split="source")
 @register_env("PushProceduralChair-v1", max_episode_steps=200, family="procedural", split="target")
-class PushChairEnv(BaseEnv):
+class PushChairEnv(Rebuilt, BaseEnv):
     """One chair of the split per environment; without a GPU it is drawn anew, from the seed, at every reset."""
 
     SUPPORTED_ROBOTS = ["mobile_panda_dual_arm"]  # noqa: RUF012 (ManiSkill's own attributes)

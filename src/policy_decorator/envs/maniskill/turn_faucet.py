@@ -29,6 +29,7 @@ from mani_skill.utils.sapien_utils import look_at
 from mani_skill.utils.structs.pose import Pose
 
 from policy_decorator.envs.maniskill import faucets, partnet
+from policy_decorator.envs.maniskill.rebuilt import Rebuilt
 from policy_decorator.errors import lookup
 
 FAMILIES = {
@@ -43,11 +44,9 @@ START = (0.0, -0.785, 0.0, -2.356, 0.0, 1.57, 0.785, 0.0, 0.0)
 """rad, and m for the fingers: the arm in ManiSkill2."""
 BASE_X = -0.56
 """m, where the robot stands in ManiSkill2."""
-COLLECT_EVERY = 20
-"""Resets between garbage collections: each takes 0.2 s, more than all the rest of a reset."""
 
 
-class Faucets(TurnFaucetEnv):
+class Faucets(Rebuilt, TurnFaucetEnv):
     """One of `FAMILIES`. Each reset draws a faucet, one of its switches, and where it stands, from the seed.
 
     On GPU simulation, and with more than one environment, the faucets are drawn at the first reset and stay, as
@@ -67,7 +66,6 @@ class Faucets(TurnFaucetEnv):
         self.robot_init_qpos_noise = robot_init_qpos_noise
         self.train_info = load_faucets(family)
         self.all_model_ids = np.array(list(self.train_info))
-        self.cleared = 0
         if robot_uids is None:
             robot_uids = "panda" if kwargs.get("obs_mode") == "state" else "panda_wristcam"
         if reconfiguration_freq is None:
@@ -87,20 +85,6 @@ class Faucets(TurnFaucetEnv):
         """Nearer than ManiSkill's, which looks over the faucet at the arm."""
         pose = look_at([-0.32, 0.36, 0.36], [-0.05, 0.0, 0.13])
         return CameraConfig("render_camera", pose=pose, width=512, height=512, fov=0.75, near=0.01, far=10)
-
-    def _clear(self) -> None:
-        """As ManiSkill does it, but without collecting garbage each time."""
-        self.cleared += 1
-        if self.cleared % COLLECT_EVERY == 0:
-            super()._clear()
-            return
-        self._close_viewer()
-        self.agent = None  # pyright: ignore[reportAttributeAccessIssue]
-        self.scene = None  # pyright: ignore[reportAttributeAccessIssue]
-        self._sensors, self._human_render_cameras, self._hidden_objects = {}, {}, []
-
-    def close(self) -> None:
-        super()._clear()
 
     def _load_scene(self, options: dict[str, Any]) -> None:
         super()._load_scene(options)
