@@ -1,4 +1,4 @@
-"""What tasks with images show, side by side, for a person to look at.
+"""What tasks with images show, side by side, for a person to look at: all that can run on this machine.
 
 python -m policy_decorator.experiments.frames --out docs/images/frames.png
 """
@@ -44,7 +44,8 @@ def first_pictures(name: str, seed: int) -> dict[str, np.ndarray]:
 def main(cfg: FramesConfig) -> None:
     from matplotlib.figure import Figure
 
-    others = [name for name in TASKS if not name.startswith("metaworld/") and TASKS[name].images]
+    others = [name for name, task in TASKS.items() if task.images and not name.startswith("metaworld/")]
+    others = [name for name in others if not name.endswith("-source") and not TASKS[name].why_not()]
     names = [f"{name}:{mode}" for name in (*others, *cfg.metaworld) for mode in TASKS[name].images]
     shown = [(n, camera, x) for n in names for camera, x in first_pictures(n, cfg.seed).items()]
     columns = 6
