@@ -49,7 +49,7 @@ def _lines(task: str, recipe: str, curves: list[list[float]], every: int) -> Lin
 
 
 def test_steps_are_counted_to_95_percent_of_the_higher_end() -> None:
-    task = "metaworld/hand-insert"
+    task = "metaworld/pick-place-wall"
     fast = [[0.4, 0.3, 0.9, 0.9, 1.0], [0.4, 0.6, 0.9, 1.0, 0.9]]  # mean .4 .45 .9 .95 .95, end .933
     slow = [[0.4, 0.4, 0.5, 0.6, 0.7], [0.4, 0.4, 0.5, 0.6, 0.7]]
     lines = _lines(task, "fast", fast, 5) + _lines(task, "paper", slow, 100)

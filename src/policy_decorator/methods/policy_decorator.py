@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from torch import Tensor
-
 from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
 from policy_decorator.errors import UserError
 from policy_decorator.methods.problem import Problem, Run
@@ -31,8 +29,6 @@ class Config:
     """H: environment steps over which the residual is introduced (paper Table 8); auto: as success allows it."""
     opening_steps: int = 10_000
     """Environment steps over which `horizon = auto` introduces the residual if success never falls."""
-    penalty_fades: bool = False
-    """With `horizon = auto`: once the residual is in, `sac.residual_penalty` falls to 0 as success allows it."""
     base_only_warmup: bool = False
     """Let the base act alone during warm-up and count H from its end (the released code counts from step 0)."""
     actor_sees: Literal["obs", "obs+base"] = "obs"
@@ -76,8 +72,6 @@ class Config:
             raise UserError("demo_share_end needs a demo_share to begin with.")
         if self.select_samples > 1 and self.select_by_value in ("never", "evaluation"):
             raise UserError("select_samples needs select_by_value = training, acting or acting+target.")
-        if self.penalty_fades and (self.horizon != "auto" or self.sac.residual_penalty == 0):
-            raise UserError("penalty_fades needs horizon = auto and a residual_penalty that can fade.")
         if self.learner == "td3" and self.nets.initial_std is not None:
             raise UserError("initial_std is of sac: td3 explores with exploration_std.")
 
@@ -90,8 +84,7 @@ def build(cfg: Config, p: Problem) -> Run:
     shown = replace(residual, actor_sees="obs+base")  # whoever is chosen by value is shown both
     where = cfg.select_by_value.replace("acting", "training+evaluation")
     learner, explores = _learner(cfg, p, actor, critics, residual, selection if "target" in where else None)
-    penalty = learner.penalty if cfg.penalty_fades else None
-    gate, policy = _gate(cfg, p, monitor, penalty), DecoratedPolicy(p.base, actor, residual)
+    gate, policy = _gate(cfg, p, monitor), DecoratedPolicy(p.base, actor, residual)
     collector = Collector(p.env, p.base, shown if "training" in where else residual, gate, cfg.reward_shift, p.seed)
     if "training" in where:
         explores = ValueSelected(explores, critics, selection, cfg.select_samples)
@@ -135,9 +128,9 @@ def _bound(cfg: Config, p: Problem) -> float:
     return bound_of(p.demonstrated)
 
 
-def _gate(cfg: Config, p: Problem, monitor: Monitor, penalty: Tensor | None) -> Gate:
+def _gate(cfg: Config, p: Problem, monitor: Monitor) -> Gate:
     if cfg.horizon == "auto":
-        return MeasuredExploration(monitor, p.warmup_steps, cfg.opening_steps, penalty=penalty)
+        return MeasuredExploration(monitor, p.warmup_steps, cfg.opening_steps)
     return ProgressiveExploration(cfg.horizon, start=p.warmup_steps if cfg.base_only_warmup else 0)
 
 

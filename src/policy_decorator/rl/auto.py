@@ -5,7 +5,8 @@ Not in the paper, which sets alpha "close to the action scale observed in the de
 """
 
 import math
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,6 +35,8 @@ def bound_of(d: Demonstrated) -> float:
     return BOUND_SHARE * (spread.mean() * fine).sqrt().item()
 
 
+BASE_EPISODES = 150
+"""Of the base alone, that its rate is measured by."""
 LEAST_VARIANCE = 0.05
 """Of a success, assumed of a base that was always or never seen to succeed."""
 
@@ -43,9 +46,9 @@ class MeasuredExploration:
     """epsilon grows while the training episodes succeed as often as the base's own did, and shrinks while they do not.
 
     The base's rate is that of its own episodes: it acts alone until `start`, and on until `episodes` of them have
-    ended. It is compared with the latest `episodes` training episodes, and a shortfall within `tolerance` standard
-    errors is taken for chance. Where there is a `penalty`, trust goes on after epsilon is 1, at the same pace: the
-    penalty on the residual's size then falls to 0, and is the first to come back.
+    ended; and whenever epsilon is 0 again, so that a first estimate that was lucky does not keep it there. It is
+    compared with the latest `episodes` training episodes, and a shortfall within `tolerance` standard errors of the
+    difference is taken for chance.
     """
 
     monitor: Monitor
@@ -55,43 +58,58 @@ class MeasuredExploration:
     """Environment steps from 0 to 1 if nothing speaks against it, and back."""
     episodes: int = 25
     tolerance: float = 1.0
-    penalty: Tensor | None = None
-    """The learner's weight of the residual's size, in its memory; full until epsilon is 1."""
-    base_rate: float | None = None
-    trust: float = 0.0
-    """0 to 1: epsilon; 1 to 2: how much of the penalty is gone."""
+    alone: deque[bool] = field(default_factory=lambda: deque(maxlen=BASE_EPISODES))
+    """How the latest episodes of the base alone ended."""
+    value: float = 0.0
+    """epsilon."""
     at: int = 0
     """Environment steps up to which the measurements have been taken into account."""
-
-    def __post_init__(self) -> None:
-        self.full_penalty = None if self.penalty is None else self.penalty.clone()
+    seen: int = 0
+    """Episodes that had ended by then."""
+    mixed: int = 0
+    """Of the next to end, how many may have begun while epsilon was not yet 0."""
 
     def epsilon(self, step: int) -> float:
         """As last decided: unlike a schedule's, it cannot be said for other steps."""
-        return min(self.trust, 1.0)
+        return self.value
 
     def __call__(self, step: int, episode_step: Tensor) -> Tensor:
         if step > self.at:
-            self._measure(step)
+            self._measure(step, len(episode_step))
             self.at = step
         return torch.rand(episode_step.shape, device=episode_step.device) < self.epsilon(step)
 
-    def _measure(self, step: int) -> None:
-        latest = list(self.monitor.recent)
-        if self.base_rate is None:
-            if step >= self.start and len(latest) >= self.episodes:
-                self.base_rate = sum(latest) / len(latest)
+    @property
+    def base_rate(self) -> float | None:
+        """Share of the base's own episodes that succeeded; None until enough are known."""
+        return sum(self.alone) / len(self.alone) if len(self.alone) >= self.episodes else None
+
+    def _measure(self, step: int, envs: int) -> None:
+        knew = self.base_rate is not None and self.at >= self.start
+        latest, new = list(self.monitor.recent), self.monitor.ended - self.seen
+        self.seen += new
+        if self.value == 0:
+            of_base = max(new - self.mixed, 0)
+            self.mixed = max(self.mixed - new, 0)
+            self.alone.extend(latest[-of_base:] if of_base else ())
+        base_rate = self.base_rate
+        if base_rate is None or not knew:
             return
         rate = sum(latest[-self.episodes :]) / self.episodes
-        spread = math.sqrt(max(self.base_rate * (1 - self.base_rate), LEAST_VARIANCE) / self.episodes)
-        direction = 1 if rate >= self.base_rate - self.tolerance * spread else -1
-        most = 1.0 if self.penalty is None else 2.0
-        self.trust = min(max(self.trust + direction * (step - self.at) / self.opening_steps, 0.0), most)
-        if self.penalty is not None and self.full_penalty is not None:
-            torch.mul(self.full_penalty, min(2.0 - self.trust, 1.0), out=self.penalty)
+        variance = max(base_rate * (1 - base_rate), LEAST_VARIANCE)
+        spread = math.sqrt(variance / self.episodes + variance / len(self.alone))
+        direction = 1 if rate >= base_rate - self.tolerance * spread else -1
+        before = self.value
+        self.value = min(max(before + direction * (step - self.at) / self.opening_steps, 0.0), 1.0)
+        if before > 0 and self.value == 0:
+            self.mixed = envs
 
     def state(self) -> dict[str, Any]:
-        return {"base_rate": self.base_rate, "trust": self.trust, "at": self.at}
+        counts = {"at": self.at, "seen": self.seen, "mixed": self.mixed}
+        return {"alone": list(self.alone), "value": self.value, **counts}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.base_rate, self.trust, self.at = state["base_rate"], state["trust"], state["at"]
+        self.alone.clear()
+        self.alone.extend(state["alone"])
+        self.value, self.at = state["value"], state["at"]
+        self.seen, self.mixed = state["seen"], state["mixed"]

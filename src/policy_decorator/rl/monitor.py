@@ -1,6 +1,7 @@
 """What training looks like from outside: recent successes and how much the residual does."""
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ class Monitor:
 
     def __init__(self) -> None:
         self.recent: deque[bool] = deque(maxlen=100)
+        self.ended = 0  # episodes in all
         self.succeeded: set[int] = set()  # seeds of running episodes
         self.sums: Tensor | None = None  # residual magnitude, saturated share, active rows, rows
         self.learning: dict[str, Tensor] = {}  # the learner's latest metrics
@@ -27,13 +29,18 @@ class Monitor:
     def observe(self, t: Transition, step: Step) -> None:
         self.succeeded.update(step.episode[step.success].tolist())
         ended = step.episode[step.done].tolist()
-        self.recent.extend(episode in self.succeeded for episode in ended)
+        self.note([episode in self.succeeded for episode in ended])
         self.succeeded.difference_update(ended)
         size = t.raw.abs().flatten(1)  # (B, Ta * Da); zero in every entry where the base acted alone
         active = (size > 0).any(dim=1).float()
         parts = (size.mean(1), (size > SATURATED).float().mean(1), active, torch.ones_like(active))
         sums = torch.stack([x.sum() for x in parts])
         self.sums = sums if self.sums is None else self.sums + sums
+
+    def note(self, successes: Sequence[bool]) -> None:
+        """Episodes that have ended."""
+        self.recent.extend(successes)
+        self.ended += len(successes)
 
     def read(self) -> dict[str, float]:
         """Metrics since the last reading; magnitudes are means over the decisions at which the residual spoke."""
@@ -48,10 +55,10 @@ class Monitor:
         return out
 
     def state(self) -> dict[str, Any]:
-        episodes = {"recent": list(self.recent), "succeeded": sorted(self.succeeded)}
+        episodes = {"recent": list(self.recent), "ended": self.ended, "succeeded": sorted(self.succeeded)}
         return {**episodes, "sums": self.sums, "learning": dict(self.learning)}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.recent = deque(state["recent"], maxlen=100)
-        self.sums, self.learning = state["sums"], dict(state["learning"])
+        self.sums, self.learning, self.ended = state["sums"], dict(state["learning"]), state["ended"]
         self.succeeded = set(state.get("succeeded", ()))
