@@ -58,6 +58,8 @@ METAWORLD = {
     "shelf-place": 15,
     "push-wall": 15,
     "hand-insert": 10,
+    "pick-place-wall": 25,
+    "disassemble": 10,
 }
 """Task -> demonstrations of its scripted expert, chosen so that the base half works."""
 
