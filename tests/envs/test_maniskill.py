@@ -97,7 +97,7 @@ def test_a_batch_of_tensors_does_what_the_others_do() -> None:
     """Windows, chunks, clipping, time limit and counts; on a processor, where ManiSkill takes one environment only."""
     task, actions = get_task(STACK), _chunks(STACK, 8)
     sizes = {"context": 3, "chunk": 2}
-    batch = BatchedSimulation(simulated(task), 1, max_steps=15, **sizes, device="cpu")
+    batch = BatchedSimulation(simulated(task), 1, max_steps=15, context=3, device="cpu")
     single = vector.SimulatorVector(_limited(task, 15), 1, **sizes)
     torch.testing.assert_close(batch.reset(7), single.reset(7), rtol=0, atol=0)
     for k, action in enumerate(actions):
@@ -163,7 +163,7 @@ def test_the_gpu_is_taken_where_the_learner_is(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(BatchedSimulation, "__init__", record)
     make_vector(get_task(STACK), 512, chunk=4, device="cuda")
-    options = {"max_steps": 200, "context": 1, "chunk": 4, "ends_at_success": True, "device": torch.device("cuda")}
+    options = {"max_steps": 200, "context": 1, "ends_at_success": True, "device": torch.device("cuda")}
     assert made == [{"n": 512, **options}]
     env = make_vector(get_task(STACK), 1, device="cpu")
     assert isinstance(env, vector.SimulatorVector)

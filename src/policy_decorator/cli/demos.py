@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from policy_decorator.cli import Answer
-from policy_decorator.cli.options import Switch, Task, display, processes
+from policy_decorator.cli.options import Switch, Task, check_out, display, processes
 from policy_decorator.cli.options import parse as parse_options
 from policy_decorator.errors import UserError
 from policy_decorator.progress import Display
@@ -78,10 +78,7 @@ def parse(args: list[str]) -> Options:
     options = parse_options(Options, "demos", ABOUT, args)
     get_task(options.task)
     _check_options(options)
-    if options.out.is_dir():
-        raise UserError(f"{options.out} is a folder, --out needs a file.")
-    if options.out.exists() and not options.overwrite:
-        raise UserError(f"{options.out} exists. Choose another --out, or replace it with --overwrite.")
+    check_out(options.out, options.overwrite)
     return options
 
 

@@ -4,6 +4,7 @@ import argparse
 import os
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -43,6 +44,14 @@ def processes(workers: int | None) -> int:
         raise UserError(f"--workers must be at least 0, got {workers}.")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return (cores if cores > 1 else 0) if workers is None else workers
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Raises UserError where --out is a folder, or a file that may not be replaced."""
+    if out.is_dir():
+        raise UserError(f"{out} is a folder, --out needs a file.")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists. Choose another --out, or replace it with --overwrite.")
 
 
 def display(quiet: bool) -> Display:

@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 
 from policy_decorator.cli import Answer
-from policy_decorator.cli.options import Switch, display
+from policy_decorator.cli.options import Switch, check_out, display
 from policy_decorator.cli.options import Task as TaskName
 from policy_decorator.cli.options import parse as parse_options
 from policy_decorator.cli.saved import check_fits, describe, load
@@ -84,10 +84,7 @@ def parse(args: list[str]) -> Options:
     _check_options(options)
     if options.out.suffix != ".mp4":
         raise UserError(f"--out needs a file that ends in .mp4, not {options.out}.")
-    if options.out.is_dir():
-        raise UserError(f"{options.out} is a folder, --out needs a file.")
-    if options.out.exists() and not options.overwrite:
-        raise UserError(f"{options.out} exists. Choose another --out, or replace it with --overwrite.")
+    check_out(options.out, options.overwrite)
     return options
 
 

@@ -86,7 +86,7 @@ class Task:
     make_native: Callable[..., VectorEnv] | None = None
     """Set where the simulator itself is vectorised: (n, max_steps, device) -> environments."""
     make_on_gpu: Callable[..., VectorEnv] | None = None
-    """Set where thousands of environments can be simulated on a GPU: (n, max_steps, context, chunk, device)."""
+    """Set where a GPU simulates thousands of environments: (n, max_steps, context, ends_at_success, device)."""
     why_not: Callable[[], str | None] = _nothing
     """What is missing on this machine for the task to run, in one line; None where nothing is."""
     demos_of: str | None = None

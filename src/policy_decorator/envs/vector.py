@@ -195,7 +195,7 @@ def make_vector(
         why = f"{task.name} has no such simulation" if task.make_on_gpu is None else f"the device is {device}"
         raise UserError(f"simulation = gpu is not possible: {why}. Leave it on auto.")
     if task.make_on_gpu is not None and device.type == "cuda" and simulation != "cpu":
-        sizes = {"context": context, "chunk": chunk, "ends_at_success": task.ends_at_success, "device": device}
+        sizes = {"context": context, "ends_at_success": task.ends_at_success, "device": device}
         return task.make_on_gpu(n, max_steps=task.max_steps, **sizes)
     if task.make_native is not None and context == chunk == 1 and task.ends_at_success:
         return task.make_native(n, max_steps=task.max_steps, device=device)

@@ -61,4 +61,4 @@ class Monitor:
     def restore(self, state: dict[str, Any]) -> None:
         self.recent = deque(state["recent"], maxlen=100)
         self.sums, self.learning, self.ended = state["sums"], dict(state["learning"]), state["ended"]
-        self.succeeded = set(state.get("succeeded", ()))
+        self.succeeded = set(state["succeeded"])

@@ -26,12 +26,11 @@ class BatchedSimulation:
         *,
         max_steps: int,
         context: int = 1,
-        chunk: int = 1,
         images: bool = False,
         ends_at_success: bool = True,
         device: str | torch.device = "cuda",
     ) -> None:
-        self.n, self.max_steps, self.context, self.chunk = n, max_steps, context, chunk
+        self.n, self.max_steps, self.context = n, max_steps, context
         self.device = torch.device(device)
         self.simulated, self.ends_at_success = simulated, ends_at_success
         # Objects that differ in shape stay with their environment: building the scene anew would build all of it.
