@@ -43,6 +43,11 @@ def test_episodes_end_at_their_first_success_and_windows_begin_with_their_first_
     assert d.base[:, 0, 0].tolist() == [2 * sum(window) for episode in frames for window in episode]
 
 
+def test_episodes_go_on_where_success_does_not_end_them() -> None:
+    d = demonstrate(_demos(), Noted(context=1), torch.device("cpu"), ends_at_success=False)
+    assert (d.lengths.tolist(), d.ends_at_success) == ([4, 3, 2], False)
+
+
 def test_chunks_are_refused() -> None:
     with pytest.raises(UserError, match="single actions"):
         demonstrate(_demos(), Noted(context=1, chunk=2), torch.device("cpu"))

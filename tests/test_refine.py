@@ -347,6 +347,16 @@ def test_the_time_limit_can_be_set(task: str, make_config: MakeConfig, tmp_path:
     assert max(max(line["lengths"]) for line in folder.evaluations()) == 5
 
 
+def test_episodes_of_fixed_length(make_config: MakeConfig, tmp_path: Path) -> None:
+    """DPPO's: all last as long, a success on the way counts, and a refined policy is judged by the same rule."""
+    config = make_config("toy/reach-gym", total_steps=100, max_steps=12, ends_at_success=False)
+    folder = _folder(tmp_path / "run", config)
+    refine(config, BiasedController(), folder)
+    lines = folder.evaluations()
+    assert {length for line in lines for length in line["lengths"]} == {12}
+    assert any(any(line["success"]) for line in lines)
+
+
 def test_action_chunks_and_windows_from_end_to_end(make_config: MakeConfig) -> None:
     class Chunks:
         context, chunk = 3, 2

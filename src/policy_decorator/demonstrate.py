@@ -9,8 +9,10 @@ from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.types import BasePolicy
 
 
-def demonstrate(demos: Demonstrations, base: BasePolicy, device: torch.device) -> Demonstrated:
-    """The demonstrations, each up to its first success, with what the base would have done in them.
+def demonstrate(
+    demos: Demonstrations, base: BasePolicy, device: torch.device, ends_at_success: bool = True
+) -> Demonstrated:
+    """The demonstrations, each up to its first success if that ends it, with what the base would have done in them.
 
     Raises:
         UserError: the base answers with action chunks.
@@ -18,7 +20,7 @@ def demonstrate(demos: Demonstrations, base: BasePolicy, device: torch.device) -
     obs, actions, bases, success, lengths = [], [], [], [], []
     for (o, a), start in zip(demos.split(), demos.starts, strict=True):
         reached = np.flatnonzero(demos.success[start : start + len(o)])
-        n = int(reached[0]) + 1 if len(reached) else len(o)
+        n = int(reached[0]) + 1 if len(reached) and ends_at_success else len(o)
         frames = torch.from_numpy(o[:n]).to(device)  # (n, Do)
         rows = torch.arange(n)[:, None] + torch.arange(1 - base.context, 1)  # (n, To)
         with torch.random.fork_rng(), torch.no_grad():
@@ -31,4 +33,4 @@ def demonstrate(demos: Demonstrations, base: BasePolicy, device: torch.device) -
         success.append(torch.from_numpy(demos.success[start : start + n]).to(device))
         lengths.append(n)
     rows = torch.cat(obs), torch.cat(actions), torch.cat(bases), torch.cat(success)
-    return Demonstrated(*rows, torch.tensor(lengths, device=device))
+    return Demonstrated(*rows, torch.tensor(lengths, device=device), ends_at_success)

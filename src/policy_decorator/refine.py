@@ -84,6 +84,8 @@ class RefineConfig:
     """Decisions kept for learning; None keeps all, as in the released code."""
     max_steps: int | None = None
     """Time limit of an episode in environment steps; None takes the task's."""
+    ends_at_success: bool = True
+    """False: episodes always last until the time limit, as DPPO's (paper App. C.1)."""
 
 
 def device_of(cfg: RefineConfig) -> torch.device:
@@ -119,8 +121,8 @@ class Refinement:
         display: Display | None = None,
     ) -> None:
         self.cfg, self.base, self.folder, self.display = cfg, base, folder, display or Silent()
-        method, task = lookup("method", cfg.method, METHODS), get_task(cfg.task)
-        self.task = dataclasses.replace(task, max_steps=cfg.max_steps or task.max_steps)
+        method = lookup("method", cfg.method, METHODS)
+        self.task = get_task(cfg.task).with_episodes(cfg.max_steps, cfg.ends_at_success)
         self.device, self.compiled, self.cuda_graphs = device_of(cfg), compiles(cfg), uses_cuda_graphs(cfg)
         self.chunk = int(getattr(base, "chunk", 1))
         self.hash_before = _hash(base)
@@ -150,7 +152,7 @@ class Refinement:
             obs = torch.from_numpy(demos.observations)
             statistics = (obs.mean(0), obs.std(0))
             if self.cfg.learn.demo_share > 0 or self.cfg.learn.bound == "auto":
-                demonstrated = demonstrate(demos, self.base, self.device)
+                demonstrated = demonstrate(demos, self.base, self.device, self.cfg.ends_at_success)
                 self.demo_base_queries = len(demonstrated.obs)
         return Problem(
             env=self._vector(self.cfg.envs),

@@ -1,5 +1,7 @@
 """Demonstrations as transitions of a residual, row by row against a loop over episodes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,16 @@ def test_transitions_are_those_of_a_loop(some: list[tuple[int, bool]], n_step: i
             assert torch.equal(t.next_base[i], d.base[row + count])
     torch.testing.assert_close(Residual(bound).execute(t.base, t.raw), d.action[rows])  # exactly what was shown
     assert torch.equal(t.base, d.base[rows])
+
+
+def test_where_success_ends_no_episode_it_ends_no_value() -> None:
+    d = replace(_demonstrated([4, 1], [True, True]), ends_at_success=False)
+    d.success[1] = True  # at the goal from the second row on
+    t = transitions(d, 0.5, n_step=2, gamma=GAMMA, reward_shift=0.0)
+    assert t.obs[:, 0].tolist() == [0, 1]  # what follows the others is not in the demonstrations
+    assert t.next_obs[:, 0].tolist() == [2, 3]
+    assert t.reward.tolist() == pytest.approx([GAMMA, 1.0])
+    assert not t.terminated.any()
 
 
 @pytest.mark.parametrize(("share", "second"), [(0.25, 16), (0.5, 32), (1.0, 64)])

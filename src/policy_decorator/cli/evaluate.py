@@ -1,6 +1,5 @@
 """`pidec evaluate FOLDER`: whole episodes of a saved policy; of a refined one beside its base, on the same seeds."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,7 +71,7 @@ def run(options: Options) -> Answer:
         raise UserError(f"{options.folder} does not say which task it was made for: give --task.")
     task = get_task(name)
     check_fits(saved, task, shown)
-    task = dataclasses.replace(task, max_steps=saved.run.get("max_steps") or task.max_steps)
+    task = task.with_episodes(saved.run.get("max_steps"), saved.run.get("ends_at_success"))
     outcomes = _play(options, saved, task, shown)
     value: dict[str, Any] = {
         "folder": options.folder,

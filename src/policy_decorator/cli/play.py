@@ -1,6 +1,5 @@
 """`pidec play TASK --out FILE.mp4`: a film of random actions, demonstrations, the scripted expert or a policy."""
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +125,7 @@ def _rollouts(o: Options, task: Task, shown: Display) -> tuple[str, list[Episode
         if o.policy is not None:
             saved = describe(o.policy)
             check_fits(saved, task, shown)
-            task = dataclasses.replace(task, max_steps=saved.run.get("max_steps") or task.max_steps)
+            task = task.with_episodes(saved.run.get("max_steps"))
             base, refined = load(saved, torch.device("cpu"))
             played = record_policy(task, refined or base, o.episodes, source=f"policy {o.policy}", **how)
         elif o.expert:

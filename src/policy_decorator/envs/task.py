@@ -102,6 +102,11 @@ class Task:
     points: dict[str, tuple[int, int, int]] | None = None
     """Where named points (gripper, object, goal) stand in the observation: drawn where nothing can be rendered."""
 
+    def with_episodes(self, max_steps: int | None = None, ends_at_success: bool | None = None) -> "Task":
+        """The same task with another time limit, or episodes that end otherwise; None leaves the task's own."""
+        given = {"max_steps": max_steps, "ends_at_success": ends_at_success}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
     def with_images(self, mode: str) -> "Task":
         """The same task seen by cameras, "rgb" or "rgbd". Raises UserError where it has no such mode."""
         shown = lookup(f"images of {self.name}", mode, self.images)

@@ -17,13 +17,14 @@ from policy_decorator.types import Transition
 
 @dataclass(frozen=True)
 class Demonstrated:
-    """Episodes one after the other, each cut at its first success, and the base policy's answers in them."""
+    """Episodes one after the other and the base policy's answers in them."""
 
     obs: Tensor  # (N, Do)
     action: Tensor  # (N, 1, Da)
     base: Tensor  # (N, 1, Da)
     success: Tensor  # (N,) bool
     lengths: Tensor  # (E,)
+    ends_at_success: bool = True  # then each is cut at its first success, behind which there is no value
 
 
 def transitions(d: Demonstrated, bound: float, *, n_step: int, gamma: float, reward_shift: float) -> Transition:
@@ -39,11 +40,12 @@ def transitions(d: Demonstrated, bound: float, *, n_step: int, gamma: float, rew
         reward += inside * gamma**k * (d.success[at].float() + reward_shift)
         reached |= inside & d.success[at]
     following = row + decisions
-    keep = reached | (following < end)
+    ends = reached & d.ends_at_success
+    keep = ends | (following < end)
     following = following.clamp(max=size - 1)
     raw = (d.action - d.base) / bound
     columns = (
-        d.obs, raw, d.base, reward, reached.float(), decisions.float(), d.obs[following], d.base[following]
+        d.obs, raw, d.base, reward, ends.float(), decisions.float(), d.obs[following], d.base[following]
     )  # fmt: skip
     return Transition(*(x[keep] for x in columns))
 
