@@ -5,16 +5,13 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from policy_decorator.envs import TASKS, get_task, metaworld, rendering
 from policy_decorator.envs.task import Task
-from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import MissingExtra, UserError
 
 CHOSEN = (
@@ -331,34 +328,3 @@ def test_rendering_refuses_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rendering.renderer() is None
     with pytest.raises(UserError, match="MUJOCO_GL=nonsense"):
         rendering.use_renderer()
-
-
-@pytest.fixture(
-    scope="module", params=("metaworld/peg-insert-side", "adroit/pen", "maniskill/stack-cube", "robosuite/lift")
-)
-def short(request: pytest.FixtureRequest) -> Task:
-    """One task of each simulator, with episodes of five steps."""
-    return replace(_installed(request.param), max_steps=5)
-
-
-@pytest.mark.slow
-def test_a_batch_is_its_rows_alone_and_a_timeout_is_a_truncation(short: Task) -> None:
-    actions = torch.rand(7, 3, 1, short.action_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    batch = make_vector(short, 3, workers=2)
-    processes = batch.envs.processes  # pyright: ignore[reportAttributeAccessIssue]
-    first, told = batch.reset(50), [batch.step(a) for a in actions]
-    batch.close()
-    assert not any(process.is_alive() for process in processes)
-    for row in range(3):
-        single = make_vector(short, 1)
-        window = single.reset(50 + row)
-        torch.testing.assert_close(first[row : row + 1], window, rtol=0, atol=0)
-        for k, action in enumerate(actions[:5]):
-            alone, together = single.step(action[row : row + 1]), told[k]
-            torch.testing.assert_close(together.final_window[row : row + 1], alone.final_window, rtol=0, atol=0)
-            assert together.done[row] == alone.done[0] == (k == 4)
-            assert not together.terminated[row]
-        assert told[4].episode[row] == 50 + row
-        assert not torch.equal(told[4].window[row], told[4].final_window[row])  # the first frame of the next episode
-        assert told[5].episode[row] == 53 + row
-        single.close()
