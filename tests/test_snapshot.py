@@ -20,6 +20,7 @@ from policy_decorator.errors import UserError
 from policy_decorator.progress import Silent, Update
 from policy_decorator.refine import RefineConfig
 from policy_decorator.rl.nets import NetConfig
+from policy_decorator.rl.ppo import PPOConfig
 from policy_decorator.rl.sac import SACConfig
 from policy_decorator.runlog import RunFolder
 
@@ -100,7 +101,7 @@ def test_resumed_is_as_uninterrupted(
     assert 220 <= state["counts"]["step"] < 400
     if task == "toy/reach-gym":  # episodes were in flight, and n-step returns open
         assert any(key.startswith("executed_") for key in state["env"])
-    assert state["nstep"]
+    assert state["intake"]
     torch.rand(7)  # whatever the new process has drawn
     api.run(config, policy, out=tmp_path / "cut", resume=True)
     _assert_same(tmp_path / "whole", tmp_path / "cut")
@@ -134,6 +135,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     },
     "demonstrations": {"demo_share": 0.5, "demo_share_end": 0.1, "demo_share_steps": 300},
     "td3": {"learner": "td3", "noise_hold": 3},
+    "ppo": {"learner": "ppo", "n_step": 1, "base_only_warmup": True, "ppo": PPOConfig(rollout=20, epochs=2)},
     "selection": {"select_by_value": "acting+target", "select_samples": 3, "noise_hold": 3},
 }
 

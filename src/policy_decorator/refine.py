@@ -87,6 +87,10 @@ class RefineConfig:
     ends_at_success: bool = True
     """False: episodes always last until the time limit, as DPPO's (paper App. C.1)."""
 
+    def __post_init__(self) -> None:
+        if self.learn.learner == "ppo" and self.train.overlap:
+            raise UserError("PPO learns only from what its latest policy did: leave out overlap.")
+
 
 def device_of(cfg: RefineConfig) -> torch.device:
     """`cfg.device`, "auto" being CUDA where there is any."""

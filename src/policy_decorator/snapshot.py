@@ -34,7 +34,7 @@ def capture(run: Run) -> dict[str, Any]:
         "gate": c.gate.state() if isinstance(c.gate, MeasuredExploration) else None,
         "env": c.env.state(),
         "replay": run.replay.state(),
-        "nstep": run.nstep.state(),
+        "intake": run.intake.state(),
         "monitor": run.monitor.state(),
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -57,7 +57,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         c.gate.restore(state["gate"])
     c.env.restore(state["env"])
     run.replay.restore(state["replay"])
-    run.nstep.restore(state["nstep"])
+    run.intake.restore(state["intake"])
     run.monitor.restore(state["monitor"])
     torch.set_rng_state(state["rng"].cpu())
     if state["cuda_rng"]:

@@ -51,7 +51,7 @@ def train(
                 run.learn(due(min(most - cfg.steps_per_round, before), cfg.warmup_steps, cfg.updates_per_step))
             transition, step = finish()
             run.monitor.observe(transition, step)
-            complete = run.nstep.push(transition, step.done)
+            complete = run.intake.push(transition, step.done)
             if complete is not None:
                 run.replay.add(complete)
         if not cfg.overlap or collector.step >= cfg.total_steps:

@@ -15,6 +15,7 @@ from policy_decorator.methods.policy_decorator import Config
 from policy_decorator.rl.auto import MeasuredExploration, bound_of
 from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
+from policy_decorator.rl.replay import NStep
 from policy_decorator.rl.sac import SACConfig
 from policy_decorator.rl.selection import Selection, ValueSelected
 from policy_decorator.rl.td3 import TD3, TD3Config
@@ -98,7 +99,8 @@ def test_the_settings_reach_their_parts(small: Config, steady: nn.Module) -> Non
     assert collector.composition == Residual(0.25)
     assert collector.gate == ProgressiveExploration(300, 0)
     assert (collector.reward_shift, collector.seed) == (-0.5, 77)
-    assert (run.nstep.n, run.nstep.gamma, run.replay.capacity) == (2, cfg.sac.gamma, 123)
+    assert isinstance(run.intake, NStep)
+    assert (run.intake.n, run.intake.gamma, run.replay.capacity) == (2, cfg.sac.gamma, 123)
     assert torch.equal(collector.window, Reach(4).reset(77))
     assert run.data is run.replay
     late = _build("policy-decorator", replace(cfg, base_only_warmup=True), steady)

@@ -8,7 +8,7 @@ from policy_decorator.rl.nets import NetConfig, TanhGaussian
 
 
 def _noise(actor: TanhGaussian, seen: torch.Tensor, raw: torch.Tensor) -> torch.Tensor:
-    mean, log_std = actor._mean_and_log_std(seen)
+    mean, log_std = actor.gaussian(seen)
     return (raw.flatten(1).atanh() - mean) / log_std.exp()
 
 

@@ -99,14 +99,14 @@ def test_the_mode_is_tanh_of_the_mean_and_draws_nothing() -> None:
 @pytest.mark.parametrize(("low", "high"), [(-20.0, 2.0), (-5.0, 0.5)])
 def test_log_std_covers_its_range_and_never_leaves_it(low: float, high: float) -> None:
     actor = TanhGaussian(3, (1, 2), NetConfig(head_gain=300.0, log_std_min=low, log_std_max=high))
-    log_std = actor._mean_and_log_std(10 * torch.randn(2000, 3))[1]
+    log_std = actor.gaussian(10 * torch.randn(2000, 3))[1]
     assert log_std.min().item() == pytest.approx(low, abs=1e-3)
     assert log_std.max().item() == pytest.approx(high, abs=1e-3)
     assert ((log_std >= low - 1e-5) & (log_std <= high + 1e-5)).all()
 
 
 def test_an_untrained_actor_hardly_explores_as_in_the_released_code() -> None:
-    log_std = TanhGaussian(6, (1, 3))._mean_and_log_std(torch.randn(500, 6))[1]
+    log_std = TanhGaussian(6, (1, 3)).gaussian(torch.randn(500, 6))[1]
     torch.testing.assert_close(log_std, torch.full_like(log_std, -9.0), atol=0.15, rtol=0)  # (-20 + 2) / 2
 
 

@@ -1,4 +1,4 @@
-"""Named settings (`paper`, `quick`, `fast`), and the paper's bound and horizon per task (Table 8)."""
+"""Named settings (`paper`, `quick`, `fast`, `ppo`), and the paper's bound and horizon per task (Table 8)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -91,6 +91,24 @@ def _quick_hand(cfg: RefineConfig) -> RefineConfig:
     return replace(cfg, learn=learn, train=replace(cfg.train, total_steps=total))
 
 
+def _ppo(task: str, kind: str) -> RefineConfig:
+    """Where environment steps cost little: many environments, no replay."""
+    cfg = _quick(task, kind)
+    learn = Config(
+        bound=cfg.learn.bound,
+        horizon=cfg.learn.horizon,
+        base_only_warmup=True,
+        actor_sees="obs+base",
+        standardize_obs=True,
+        reward_shift=0.0,
+        learner="ppo",
+        nets=replace(cfg.learn.nets, critic_layer_norm=False),
+        sac=SACConfig(gamma=0.99, lr=3e-4, max_grad_norm=0.5),
+    )
+    train = replace(cfg.train, total_steps=1_000_000, eval_every=100_000, save_every=100_000, log_every=10_000)
+    return replace(cfg, envs=64, learn=learn, train=train)
+
+
 def _fast(task: str, kind: str) -> RefineConfig:
     """`quick` with nothing left to choose: alpha from the demonstrations, epsilon from measured success."""
     cfg = _quick(task, kind)
@@ -103,6 +121,7 @@ PRESETS: Mapping[str, Preset] = {
     for p in (
         Preset("quick", "a laptop's budget: small batches, n-step returns, low temperature, LayerNorm", _quick),
         Preset("fast", "nothing to choose: alpha and epsilon are measured; needs demonstrations", _fast),
+        Preset("ppo", "PPO instead of SAC: for simulators that give thousands of steps a second", _ppo),
         Preset("paper", "Table 8, Table 9 and the released code: millions of steps", _paper),
     )
 }

@@ -5,6 +5,7 @@ from typing import Literal
 
 from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
 from policy_decorator.errors import UserError
+from policy_decorator.methods import on_policy
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.auto import MeasuredExploration, bound_of
 from policy_decorator.rl.captured import Captured
@@ -13,6 +14,7 @@ from policy_decorator.rl.demonstrations import Mixed, Share, as_source, transiti
 from policy_decorator.rl.exploration import Explorer
 from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
+from policy_decorator.rl.ppo import PPOConfig
 from policy_decorator.rl.replay import DataSource, NStep, Replay
 from policy_decorator.rl.sac import SAC, SACConfig
 from policy_decorator.rl.selection import Proposer, Selection, ValueSelected
@@ -51,12 +53,14 @@ class Config:
     """Environment steps until it is there."""
     nets: NetConfig = field(default_factory=NetConfig)
     """Sizes of the residual and its critics."""
-    learner: Literal["sac", "td3"] = "sac"
-    """How they learn (td3 is not in the paper)."""
+    learner: Literal["sac", "td3", "ppo"] = "sac"
+    """How they learn (ppo: App. D.3; td3 is not in the paper)."""
     sac: SACConfig = field(default_factory=SACConfig)
-    """Settings of sac; td3 shares those that are not about entropy."""
+    """Settings of sac; td3 shares those that are not about entropy, ppo gamma, lr and max_grad_norm."""
     td3: TD3Config = field(default_factory=TD3Config)
     """Settings of td3 alone."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """Settings of ppo alone."""
     select_by_value: Literal["never", "training", "evaluation", "acting", "acting+target"] = "never"
     """Where the residual speaks only if the critics prefer that to the base alone (arXiv:2311.02198, 2507.07986)."""
     select_samples: int = 1
@@ -73,12 +77,20 @@ class Config:
         if self.select_samples > 1 and self.select_by_value in ("never", "evaluation"):
             raise UserError("select_samples needs select_by_value = training, acting or acting+target.")
         if self.learner == "td3" and self.nets.initial_std is not None:
-            raise UserError("initial_std is of sac: td3 explores with exploration_std.")
+            raise UserError("initial_std is of sac and ppo: td3 explores with exploration_std.")
+        own = {"demo_share": 0.0, "n_step": 1, "noise_hold": 1, "select_by_value": "never"}
+        if self.learner == "ppo" and (foreign := [name for name, value in own.items() if getattr(self, name) != value]):
+            raise UserError(
+                f"PPO learns from what its policy does by itself, one decision after the other: leave out "
+                f"{', '.join(foreign)}, or begin with the preset ppo."
+            )
 
 
 def build(cfg: Config, p: Problem) -> Run:
     bound = _bound(cfg, p)
     residual, monitor = Residual(bound, cfg.actor_sees, cfg.critic_sees), Monitor()
+    if cfg.learner == "ppo":
+        return on_policy.build(cfg, p, residual, _gate(cfg, p, monitor), monitor)
     actor, critics = _networks(cfg, p)
     selection = Selection(residual, cfg.sac.actor_value)
     shown = replace(residual, actor_sees="obs+base")  # whoever is chosen by value is shown both
@@ -96,7 +108,7 @@ def build(cfg: Config, p: Problem) -> Run:
         learner=learner,
         explorer=Explorer(explores, cfg.noise_hold),
         replay=replay,
-        nstep=NStep(cfg.n_step, cfg.sac.gamma),
+        intake=NStep(cfg.n_step, cfg.sac.gamma),
         data=_data(cfg, p, replay, collector, bound),
         monitor=monitor,
         policy=policy,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.exploration import Explorer
 from policy_decorator.rl.monitor import Monitor
-from policy_decorator.rl.replay import DataSource, NStep, Replay
+from policy_decorator.rl.replay import DataSource, Replay
 from policy_decorator.rl.sac import SACConfig
 from policy_decorator.rollout import Collector
 from policy_decorator.types import BasePolicy, Transition, VectorEnv
@@ -62,6 +62,14 @@ class Learner(Protocol):
     def update(self, b: Transition) -> dict[str, Tensor]: ...
 
 
+class Intake(Protocol):
+    """What becomes of a decision before it is learned from."""
+
+    def push(self, t: Transition, done: Tensor) -> Transition | None: ...  # what the replay is to keep
+    def state(self) -> list[Any]: ...
+    def restore(self, state: list[Any]) -> None: ...
+
+
 @dataclass(frozen=True)
 class Run:
     """The parts `train` needs."""
@@ -70,7 +78,7 @@ class Run:
     learner: Learner
     explorer: Explorer
     replay: Replay
-    nstep: NStep
+    intake: Intake
     data: DataSource
     monitor: Monitor
     policy: BasePolicy

@@ -94,14 +94,15 @@ class TanhGaussian(nn.Module):
             place = 2 * (math.log(self.cfg.initial_std) - low) / (high - low) - 1  # in (-1, 1), as tanh answers
             self.net.head.bias[..., math.prod(self.chunk_shape) :] = math.atanh(place)
 
-    def _mean_and_log_std(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+    def gaussian(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, *) -> mean and log standard deviation (B, Ta * Da) of the action before tanh."""
         mean, x = self.net(self.standardize(seen))[0].chunk(2, dim=-1)  # (B, Ta * Da) each
         low, high = self.cfg.log_std_min, self.cfg.log_std_max
         return mean, low + 0.5 * (high - low) * (torch.tanh(x) + 1)
 
     def forward(self, seen: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, *) -> a sample (B, Ta, Da) and its log-probability (B,); `noise` (B, Ta * Da) is fresh unless given."""
-        mean, log_std = self._mean_and_log_std(seen)
+        mean, log_std = self.gaussian(seen)
         noise = self.fresh_noise(seen) if noise is None else noise
         u = mean + log_std.exp() * noise
         gaussian = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
@@ -114,7 +115,7 @@ class TanhGaussian(nn.Module):
 
     def mode(self, seen: Tensor) -> Tensor:
         """(B, *) -> the most likely raw action (B, Ta, Da)."""
-        return self._mean_and_log_std(seen)[0].tanh().unflatten(-1, self.chunk_shape)
+        return self.gaussian(seen)[0].tanh().unflatten(-1, self.chunk_shape)
 
 
 class Critics(nn.Module):
