@@ -24,6 +24,7 @@ class Demonstrated:
     base: Tensor  # (N, 1, Da)
     success: Tensor  # (N,) bool
     lengths: Tensor  # (E,)
+    base_queries: int = 0
 
 
 def transitions(d: Demonstrated, bound: float, *, n_step: int, gamma: float, reward_shift: float) -> Transition:
