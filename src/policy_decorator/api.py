@@ -17,13 +17,13 @@ from policy_decorator.disk import to_json
 from policy_decorator.envs import get_task
 from policy_decorator.errors import UserError
 from policy_decorator.experiments.presets import settings
+from policy_decorator.memory import AnyPolicy
 from policy_decorator.progress import Bars, Display, Silent
 from policy_decorator.refine import RefineConfig, device_of, refine
 from policy_decorator.refined import Refined, saveable
 from policy_decorator.reports.html import write_report
 from policy_decorator.runlog import RunFolder
 from policy_decorator.showcase import film
-from policy_decorator.types import BasePolicy
 
 
 def decorate(
@@ -118,7 +118,7 @@ def run(
     return refined
 
 
-def _keep_inputs(folder: Path, config: RefineConfig, base: BasePolicy, demos: Demonstrations | None) -> None:
+def _keep_inputs(folder: Path, config: RefineConfig, base: AnyPolicy, demos: Demonstrations | None) -> None:
     """What resuming the run needs, so that it does not depend on files elsewhere."""
     if saveable(base):
         save_policy(cast(Imitator, base), folder / "base", details={"task": config.task})
@@ -126,7 +126,7 @@ def _keep_inputs(folder: Path, config: RefineConfig, base: BasePolicy, demos: De
         demos.save(folder / "demos.h5")
 
 
-def load(policy: Any, action_size: int) -> BasePolicy:
+def load(policy: Any, action_size: int) -> AnyPolicy:
     """A folder, a callable or a policy as a `BasePolicy`. Raises UserError when it is none of these."""
     if isinstance(policy, str | Path):
         folder = Path(policy)

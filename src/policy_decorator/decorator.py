@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from policy_decorator.types import Actor, BasePolicy, Composition
+from policy_decorator.memory import Around, ask
+from policy_decorator.types import Actor, Composition
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,9 @@ class Residual:
         return base + self.bound * raw  # unclipped, as in the released code: the environment clips
 
     def critic_action(self, base: Tensor, raw: Tensor) -> Tensor:
-        match self.critic_sees:
-            case "sum":
-                return self.execute(base, raw)
-            case "concat":
-                return torch.cat([raw, base], dim=-1)
-            case "residual":
-                return raw
+        if self.critic_sees == "residual":
+            return raw
+        return self.execute(base, raw) if self.critic_sees == "sum" else torch.cat([raw, base], dim=-1)
 
     def idle(self, base: Tensor) -> Tensor:
         return torch.zeros_like(base)
@@ -62,20 +59,15 @@ class ProgressiveExploration:
 
 
 @dataclass(frozen=True)
-class DecoratedPolicy:
+class DecoratedPolicy(Around):
     """Base policy and residual as one policy: itself a base policy, so decorators stack."""
 
-    base: BasePolicy
     actor: Actor
     composition: Composition
 
-    @property
-    def context(self) -> int:
-        return self.base.context
-
     @torch.no_grad()
-    def act(self, window: Tensor) -> Tensor:
+    def act(self, window: Tensor, rows: Tensor | None = None) -> Tensor:
         """(B, To, Do) -> (B, Ta, Da); the residual sees the newest frame and acts by its mean."""
-        base = self.base.act(window)
+        base = ask(self.base, window, rows)
         raw = self.actor.mode(self.composition.actor_input(window[:, -1], base))
         return self.composition.execute(base, raw)

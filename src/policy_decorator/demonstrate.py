@@ -2,21 +2,24 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.errors import UserError
+from policy_decorator.memory import AnyPolicy, Memoryless, session
 from policy_decorator.rl.demonstrations import Demonstrated
-from policy_decorator.types import BasePolicy
+from policy_decorator.types import StatefulPolicy
 
 
 def demonstrate(
-    demos: Demonstrations, base: BasePolicy, device: torch.device, ends_at_success: bool = True
+    demos: Demonstrations, base: AnyPolicy, device: torch.device, ends_at_success: bool = True
 ) -> Demonstrated:
     """The demonstrations, each up to its first success if that ends it, with what the base would have done in them.
 
     Raises:
         UserError: the base answers with action chunks.
     """
+    asked = session(base)
     obs, actions, bases, success, lengths = [], [], [], [], []
     for (o, a), start in zip(demos.split(), demos.starts, strict=True):
         reached = np.flatnonzero(demos.success[start : start + len(o)])
@@ -24,7 +27,7 @@ def demonstrate(
         frames = torch.from_numpy(o[:n]).to(device)  # (n, Do)
         rows = torch.arange(n)[:, None] + torch.arange(1 - base.context, 1)  # (n, To)
         with torch.random.fork_rng(), torch.no_grad():
-            answer = base.act(frames[rows.clamp(min=0)])  # (n, Ta, Da)
+            answer = _answers(asked, frames[rows.clamp(min=0)])  # (n, Ta, Da)
         if answer.shape[1] != 1:
             raise UserError("demo_share needs a base policy that answers with single actions, not with chunks.")
         obs.append(frames)
@@ -33,4 +36,12 @@ def demonstrate(
         success.append(torch.from_numpy(demos.success[start : start + n]).to(device))
         lengths.append(n)
     rows = torch.cat(obs), torch.cat(actions), torch.cat(bases), torch.cat(success)
-    return Demonstrated(*rows, torch.tensor(lengths, device=device), ends_at_success)
+    return Demonstrated(*rows, torch.tensor(lengths, device=device), ends_at_success, asked.queries)
+
+
+def _answers(asked: StatefulPolicy, windows: Tensor) -> Tensor:
+    """To the windows (n, To, Do) of one episode: all at once where nothing is remembered from one to the next."""
+    if isinstance(asked, Memoryless):
+        return asked.act(windows, torch.arange(len(windows)))
+    asked.reset(row := torch.zeros(1, dtype=torch.int64))
+    return torch.cat([asked.act(window[None], row) for window in windows])

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policy_decorator.types import BasePolicy, Composition, Gate, Step, VectorEnv
+from policy_decorator.memory import AnyPolicy, session
+from policy_decorator.types import Composition, Gate, Step, VectorEnv
 
 # Seeds of episodes that must not meet: what is trained on, selected on, reported on and imitated.
 TRAINING, VALIDATION, TEST, DEMOS = 0, 1_000_000_000, 2_000_000_000, 3_000_000_000
@@ -30,22 +31,25 @@ class Episodes:
 @torch.no_grad()
 def run_episodes(
     env: VectorEnv,
-    policy: BasePolicy,
+    policy: AnyPolicy,
     episodes: int,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Episodes:
     """Run exactly the episodes `seed` to `seed + episodes - 1`: two policies given the same seeds are paired.
 
-    A policy that draws random numbers draws the same ones at every call, and training's stream is left alone.
+    A policy that draws random numbers draws the same ones at every call, and training's stream is left alone; so is
+    what a policy remembers of the episodes it is trained on.
     """
     success = np.zeros(episodes, dtype=bool)
     steps, finished = np.zeros(episodes, dtype=np.int64), np.zeros(episodes, dtype=bool)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        window = env.reset(seed)
+        window, policy = env.reset(seed), session(policy)
+        policy.reset(rows := torch.arange(len(window)))
         while not finished.all():
-            out = env.step(policy.act(window))
+            out = env.step(policy.act(window, rows))
+            policy.reset(rows[out.done])
             index, window = (out.episode - seed).cpu().numpy(), out.window
             ours = index < episodes  # environments go on to episodes nobody asked for
             steps[index[ours]] += out.env_steps.cpu().numpy()[ours]

@@ -31,6 +31,7 @@ from policy_decorator.evaluation import (
     Recorded,
     run_episodes,
 )
+from policy_decorator.memory import AnyPolicy, ask, session
 from policy_decorator.methods import METHODS, Problem, policy_decorator
 from policy_decorator.progress import Display, Silent
 from policy_decorator.refined import Refined
@@ -38,7 +39,7 @@ from policy_decorator.rl.compiled import WORTH_IT, can_compile
 from policy_decorator.runlog import RunFolder
 from policy_decorator.statistics import paired_gain, wilson
 from policy_decorator.train import TrainConfig, train
-from policy_decorator.types import BasePolicy, Transition, VectorEnv
+from policy_decorator.types import Transition, VectorEnv
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Refinement:
     def __init__(
         self,
         cfg: RefineConfig,
-        base: BasePolicy,
+        base: AnyPolicy,
         folder: RunFolder | None,
         demos: Demonstrations | None = None,
         display: Display | None = None,
@@ -157,7 +158,7 @@ class Refinement:
             statistics = (obs.mean(0), obs.std(0))
             if self.cfg.learn.demo_share > 0 or self.cfg.learn.bound == "auto":
                 demonstrated = demonstrate(demos, self.base, self.device, self.cfg.ends_at_success)
-                self.demo_base_queries = len(demonstrated.obs)
+                self.demo_base_queries = demonstrated.base_queries
         return Problem(
             env=self._vector(self.cfg.envs),
             base=self.base,
@@ -177,7 +178,7 @@ class Refinement:
         """Ask the base once and refuse a wrong answer before hours are spent on it."""
         with torch.random.fork_rng():
             window = self.eval_env.reset(VALIDATION)
-            answer = self.base.act(window)
+            answer = ask(session(self.base), window)
         wanted = (len(window), self.chunk, self.task.action_size)
         if tuple(answer.shape) != wanted:
             raise UserError(
@@ -203,7 +204,7 @@ class Refinement:
     # ---- evaluation -------------------------------------------------------------------------------------------
 
     def episodes(
-        self, policy: BasePolicy, n: int, seed: int, name: str, title: str = "evaluating", env: VectorEnv | None = None
+        self, policy: AnyPolicy, n: int, seed: int, name: str, title: str = "evaluating", env: VectorEnv | None = None
     ) -> Episodes:
         """Run, count and log the episodes `seed`, ..., `seed + n - 1`."""
         with self.display.stage(title, n) as update:
@@ -277,6 +278,8 @@ class Refinement:
 
     def restore(self, state: dict[str, Any]) -> None:
         snapshot.restore(self.run, state)
+        if not snapshot.remembers(state):
+            self.display.say("What the base policy remembered could not be saved: its episodes begin anew.")
         self.best, self.eval_env_steps = state["best"], state["eval_env_steps"]
 
     # ---- the end ----------------------------------------------------------------------------------------------
@@ -296,7 +299,7 @@ class Refinement:
         refined = Refined(dataclasses.replace(policy, actor=actor), self.task.name, self.task.obs_size, summary)
         return refined, comparison
 
-    def _play(self, policy: BasePolicy, name: str) -> Played:
+    def _play(self, policy: AnyPolicy, name: str) -> Played:
         env = Recorded(self.eval_env)
         title = f"testing {'the base' if name == 'base' else 'the refined policy'}"
         return Played(self.episodes(policy, self.cfg.test_episodes, TEST, name, title, env), env.trajectories)
@@ -338,13 +341,13 @@ class Refinement:
         self.run.collector.env.close()
 
 
-def _hash(base: BasePolicy) -> str | None:
+def _hash(base: AnyPolicy) -> str | None:
     return parameter_hash(base) if isinstance(base, nn.Module) else None
 
 
 def refine(
     cfg: RefineConfig,
-    base: BasePolicy,
+    base: AnyPolicy,
     folder: RunFolder | None = None,
     *,
     demos: Demonstrations | None = None,
@@ -360,24 +363,24 @@ def refine(
     Raises:
         UserError: unknown names, a base that answers wrongly or never succeeds (unless `force`), a full disk.
     """
-    session = Refinement(cfg, base, folder, demos, display)
+    refinement = Refinement(cfg, base, folder, demos, display)
     try:
         if resume is None:
-            session.check_base(force)
+            refinement.check_base(force)
         else:
-            session.restore(resume)
-        with session.display.stage(f"refining ({cfg.method})", cfg.train.total_steps) as update:
+            refinement.restore(resume)
+        with refinement.display.stage(f"refining ({cfg.method})", cfg.train.total_steps) as update:
 
             def log(metrics: Mapping[str, Tensor]) -> None:
-                recent = session.run.monitor.recent
+                recent = refinement.run.monitor.recent
                 note = f"training success {sum(recent) / len(recent):.0%}" if recent else ""
-                update(min(session.run.collector.step, cfg.train.total_steps), note=note)
-                session.log(metrics)
+                update(min(refinement.run.collector.step, cfg.train.total_steps), note=note)
+                refinement.log(metrics)
 
-            train(cfg.train, session.run, log, session.evaluate, session.save)
-        refined, comparison = session.compare()
+            train(cfg.train, refinement.run, log, refinement.evaluate, refinement.save)
+        refined, comparison = refinement.compare()
     finally:
-        session.close()
+        refinement.close()
     if folder is not None:
         refined.save(folder.path / "refined")
         folder.write_summary(refined.summary)

@@ -18,9 +18,9 @@ from policy_decorator.base_policies.imitate import Imitator
 from policy_decorator.decorator import DecoratedPolicy, Residual
 from policy_decorator.disk import atomic_bytes, atomic_json, disk_errors, read_json
 from policy_decorator.errors import UserError
+from policy_decorator.memory import AnyPolicy, ask, session
 from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
 from policy_decorator.rl.selection import Selection, ValueSelected
-from policy_decorator.types import BasePolicy
 
 FORMAT = 1
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -37,10 +37,11 @@ class Refined:
     """Of the run that made it: base_success, refined_success, gain, counts."""
 
     def __post_init__(self) -> None:
+        self._session = session(self.policy)
         self.reset()
 
     def reset(self) -> None:
-        """Forget the frames of the last episode."""
+        """Forget the last episode."""
         self._window: Tensor | None = None
 
     def act(self, obs: Array) -> Array:
@@ -57,10 +58,11 @@ class Refined:
         if not rows.isfinite().all():
             raise UserError("The observation is not finite.")
         if self._window is None or len(self._window) != len(rows):
+            self._session.reset(torch.arange(len(rows)))
             self._window = rows[:, None].repeat(1, self.policy.context, 1)  # (B, To, Do)
         else:
             self._window = torch.cat([self._window[:, 1:], rows[:, None]], dim=1)
-        chunk = self.policy.act(self._window)
+        chunk = ask(self._session, self._window)
         if chunk.shape[1] != 1:
             raise UserError("The base answers with action chunks: use `policy.act(window)` and execute the chunk.")
         action = chunk[:, 0].clamp(-1, 1)
@@ -143,7 +145,7 @@ def _untrained(card: dict[str, Any]) -> tuple[TanhGaussian | ValueSelected, Resi
     return selected, dataclasses.replace(residual, actor_sees="obs+base")
 
 
-def saveable(base: BasePolicy) -> bool:
+def saveable(base: AnyPolicy) -> bool:
     """Whether a base policy can be written beside its residual."""
     kinds = tuple(entry.config for entry in POLICIES.values())
     return isinstance(base, torch.nn.Module) and isinstance(getattr(base, "cfg", None), kinds)

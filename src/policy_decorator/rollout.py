@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from policy_decorator.memory import AnyPolicy, session
 from policy_decorator.stepping import chosen, send
-from policy_decorator.types import BasePolicy, Composition, Gate, Step, Transition, VectorEnv
+from policy_decorator.types import Composition, Gate, Step, Transition, VectorEnv
 
 
 @dataclass
@@ -20,7 +21,7 @@ class Collector:
     """
 
     env: VectorEnv
-    base: BasePolicy
+    base: AnyPolicy
     composition: Composition
     gate: Gate
     reward_shift: float = -1.0  # reward is success - 1: -1 per failing decision, 0 at success
@@ -28,14 +29,22 @@ class Collector:
 
     def __post_init__(self) -> None:
         self.step = self.decisions = self.base_queries = self.episodes = 0
-        self.window = self.env.reset(self.seed)  # (B, To, Do)
-        self.action = self._ask(self.window)  # (B, Ta, Da)
+        self.asked = session(self.base)
+        self.start(self.seed)
+
+    def start(self, seed: int) -> None:
+        """Episodes begin in all rows, the first with `seed`."""
+        self.window = self.env.reset(seed)  # (B, To, Do)
+        self.rows = torch.arange(len(self.window))
+        self.asked.reset(self.rows)
+        self.action = self._ask(self.window, self.rows)  # (B, Ta, Da)
         self.episode_step = torch.zeros(len(self.window), dtype=torch.long, device=self.window.device)
 
     @torch.no_grad()
-    def _ask(self, window: Tensor) -> Tensor:
-        self.base_queries += len(window)
-        return self.base.act(window)
+    def _ask(self, window: Tensor, rows: Tensor) -> Tensor:
+        before, answer = self.asked.queries, self.asked.act(window, rows)
+        self.base_queries += self.asked.queries - before
+        return answer
 
     def decide(self, propose: Callable[[Tensor], Tensor]) -> tuple[Transition, Step]:
         """`propose` maps what the actor sees to raw actions: the actor, or noise during warm-up."""
@@ -56,9 +65,12 @@ class Collector:
         facts = torch.stack([out.success, out.terminated, out.done])
         success, terminated, done = facts.to(obs.device, non_blocking=True)
         # Behind a termination there is no value to bootstrap: the row's one question is about its new episode.
-        self.action = next_base = self._ask(chosen(terminated, out.window, out.final_window))
-        if len(timed_out := (out.done & ~out.terminated).nonzero()[:, 0].to(obs.device, non_blocking=True)):
-            self.action = next_base.index_copy(0, timed_out, self._ask(out.window[timed_out]))
+        self.asked.reset(self.rows[out.terminated])
+        self.action = next_base = self._ask(chosen(terminated, out.window, out.final_window), self.rows)
+        if len(rows := self.rows[out.done & ~out.terminated]):
+            timed_out = rows.to(obs.device, non_blocking=True)
+            self.asked.reset(rows)
+            self.action = next_base.index_copy(0, timed_out, self._ask(out.window[timed_out], rows))
         self.window = out.window
         self.episode_step = torch.where(done, 0, self.episode_step + 1)
         self.step += int(out.env_steps.sum())

@@ -1,18 +1,20 @@
 """Everything an interrupted run needs to go on as if it had not been interrupted.
 
 Networks, targets, optimisers, replay, pending n-step returns, counts, random state, and the episodes in flight
-(as seed and actions, from which any deterministic simulator brings them back).
+(as seed and actions, from which any deterministic simulator brings them back). What the base policy remembers of
+those is kept where the policy offers it; where it does not, they are given up and new ones begin.
 """
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from policy_decorator.disk import atomic_file
 from policy_decorator.errors import UserError
+from policy_decorator.memory import kept
 from policy_decorator.methods.problem import Learner, Run
 from policy_decorator.rl.auto import MeasuredExploration
 
@@ -33,6 +35,7 @@ def capture(run: Run) -> dict[str, Any]:
         "episode_step": c.episode_step,
         "gate": c.gate.state() if isinstance(c.gate, MeasuredExploration) else None,
         "env": c.env.state(),
+        "memory": kept(c.asked),
         "replay": run.replay.state(),
         "intake": run.intake.state(),
         "monitor": run.monitor.state(),
@@ -57,11 +60,20 @@ def restore(run: Run, state: dict[str, Any]) -> None:
         c.gate.restore(state["gate"])
     c.env.restore(state["env"])
     run.replay.restore(state["replay"])
-    run.intake.restore(state["intake"])
+    if remembers(state):
+        cast(Any, c.asked).restore(state.get("memory", {}))
+        run.intake.restore(state["intake"])
+    else:
+        c.start(int(state["env"]["next_seed"]))
     run.monitor.restore(state["monitor"])
     torch.set_rng_state(state["rng"].cpu())
     if state["cuda_rng"]:
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_rng"]])
+
+
+def remembers(state: dict[str, Any]) -> bool:
+    """Whether the episodes in flight can go on; not where only the lost process knew what the base remembers."""
+    return state.get("memory", {}) is not None
 
 
 def _parts(learner: Learner) -> dict[str, Any]:

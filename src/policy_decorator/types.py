@@ -41,7 +41,7 @@ class VectorEnv(Protocol):
 
     def reset(self, seed: int) -> Tensor: ...
     def step(self, action: Tensor) -> Step: ...
-    def state(self) -> dict[str, Tensor]: ...
+    def state(self) -> dict[str, Tensor]: ...  # with "next_seed", the next episode's
     def restore(self, state: dict[str, Tensor]) -> None: ...
     def close(self) -> None: ...
 
@@ -52,6 +52,18 @@ class BasePolicy(Protocol):
     @property
     def context(self) -> int: ...  # To, how many frames it looks at
     def act(self, window: Tensor) -> Tensor: ...  # (B, To, Do) -> (B, Ta, Da), executable as it is
+
+
+class StatefulPolicy(Protocol):
+    """A frozen policy that remembers each row's episode, and may offer `state()` and `restore(state)` to be resumed."""
+
+    @property
+    def context(self) -> int: ...
+    @property
+    def queries(self) -> int: ...  # rows that the policy behind it has really been asked about, in this session
+    def session(self) -> "StatefulPolicy": ...  # the same policy with an empty memory of its own
+    def reset(self, rows: Tensor) -> None: ...  # (K,) int64 on the CPU: in these rows of the batch episodes begin
+    def act(self, window: Tensor, rows: Tensor) -> Tensor: ...  # (K, To, Do), (K,) -> (K, Ta, Da)
 
 
 class Actor(Protocol):

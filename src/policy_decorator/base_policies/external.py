@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from policy_decorator.errors import UserError
-from policy_decorator.types import BasePolicy
+from policy_decorator.memory import AnyPolicy
 
 Arrays = Literal["torch", "numpy"]
 
@@ -139,7 +139,7 @@ class CallablePolicy:
             )
 
 
-def as_policy(policy: Any, action_size: int) -> BasePolicy:
+def as_policy(policy: Any, action_size: int) -> AnyPolicy:
     """Any kind of policy as a `BasePolicy`.
 
     - with `act` and `context`: already one, returned as it is;

@@ -10,9 +10,9 @@ from policy_decorator.base_policies.checkpoint import load_policy, policy_card
 from policy_decorator.disk import read_json
 from policy_decorator.envs.task import Task
 from policy_decorator.errors import UserError
+from policy_decorator.memory import AnyPolicy
 from policy_decorator.progress import Display
 from policy_decorator.refined import Refined
-from policy_decorator.types import BasePolicy
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def check_fits(saved: Saved, task: Task, display: Display) -> None:
         display.say(f"Warning: the policy in {saved.folder} was made for {saved.task}, not for {task.name}.")
 
 
-def load(saved: Saved, device: torch.device) -> tuple[BasePolicy, BasePolicy | None]:
+def load(saved: Saved, device: torch.device) -> tuple[AnyPolicy, AnyPolicy | None]:
     """The base policy and, where there is one, the refined policy. Raises UserError for damaged files."""
     if saved.kind != "refined":
         policy = load_policy(saved.folder)
@@ -91,7 +91,7 @@ def _describe_refined(folder: Path, inner: Path) -> Saved:
         raise UserError(f"{inner / 'refined.json'} does not describe a refined policy.") from None
 
 
-def _outside(saved: Saved, device: torch.device) -> BasePolicy | None:
+def _outside(saved: Saved, device: torch.device) -> AnyPolicy | None:
     """A base policy that is not stored with its residual, but that the run's settings say where to find."""
     inner = saved.folder if (saved.folder / "refined.json").exists() else saved.folder / "refined"
     place = saved.run.get("policy")

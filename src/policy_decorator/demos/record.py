@@ -18,7 +18,8 @@ from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.demos.episode import Episode, gather
 from policy_decorator.envs.task import Expert, Task
 from policy_decorator.errors import UserError
-from policy_decorator.types import BasePolicy
+from policy_decorator.memory import AnyPolicy, session
+from policy_decorator.types import StatefulPolicy
 
 ATTEMPTS_PER_EPISODE = 10  # a source that succeeds less often than this is not worth waiting for
 
@@ -95,7 +96,7 @@ def record_expert(task: Task, episodes: int, *, seed: int, **options: Any) -> De
 
 def record_policy(
     task: Task,
-    policy: BasePolicy,
+    policy: AnyPolicy,
     episodes: int,
     *,
     seed: int,
@@ -107,14 +108,16 @@ def record_policy(
     Windows (1, To, Do) are made on `device` and hold the reset frame in every slot at first. torch's random
     numbers are seeded with `seed` for sampling policies, and put back afterwards.
     """
-    device = torch.device(device)
+    device, asked = torch.device(device), session(policy)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        return record(task, lambda: _in_chunks(policy, device), episodes, seed=seed, **{"source": "policy", **options})
+        return record(task, lambda: _in_chunks(asked, device), episodes, seed=seed, **{"source": "policy", **options})
 
 
-def _in_chunks(policy: BasePolicy, device: torch.device) -> Expert:
+def _in_chunks(policy: StatefulPolicy, device: torch.device) -> Expert:
     """One episode of a policy as a function of the newest frame, (Do,) -> (Da,)."""
+    row = torch.zeros(1, dtype=torch.int64)
+    policy.reset(row)
     frames: list[np.ndarray] = []
     queue: list[np.ndarray] = []
 
@@ -125,7 +128,7 @@ def _in_chunks(policy: BasePolicy, device: torch.device) -> Expert:
         if not queue:
             window = torch.as_tensor(np.stack(frames), dtype=torch.float32, device=device)  # (To, Do)
             with torch.no_grad():
-                queue.extend(policy.act(window[None])[0].cpu().numpy())  # Ta of (Da,)
+                queue.extend(policy.act(window[None], row)[0].cpu().numpy())  # Ta of (Da,)
         return queue.pop(0)
 
     return act

@@ -8,13 +8,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from policy_decorator.memory import AnyPolicy
 from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.exploration import Explorer
 from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.replay import DataSource, Replay
 from policy_decorator.rl.sac import SACConfig
 from policy_decorator.rollout import Collector
-from policy_decorator.types import BasePolicy, Transition, VectorEnv
+from policy_decorator.types import Transition, VectorEnv
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Problem:
     """A task with a frozen base policy."""
 
     env: VectorEnv
-    base: BasePolicy
+    base: AnyPolicy
     obs_size: int
     chunk: tuple[int, int]
     """(Ta, Da) of the base policy's actions."""
@@ -81,7 +82,7 @@ class Run:
     intake: Intake
     data: DataSource
     monitor: Monitor
-    policy: BasePolicy
+    policy: AnyPolicy
     """What is being learned, fully trusted: evaluated, saved and handed to the user."""
     update: Callable[[Transition], dict[str, Tensor]] | None = None
     """The learner's update compiled or replayed from CUDA graphs; None: as it is."""

@@ -25,6 +25,7 @@ class Demonstrated:
     success: Tensor  # (N,) bool
     lengths: Tensor  # (E,)
     ends_at_success: bool = True  # then each is cut at its first success, behind which there is no value
+    base_queries: int = 0
 
 
 def transitions(d: Demonstrated, bound: float, *, n_step: int, gamma: float, reward_shift: float) -> Transition:
