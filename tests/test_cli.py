@@ -30,7 +30,7 @@ from policy_decorator.envs import TASKS
 from policy_decorator.errors import UserError
 from policy_decorator.evaluation import DEMOS, TEST
 from policy_decorator.experiments.presets import PRESETS, settings
-from policy_decorator.methods import METHODS
+from policy_decorator.methods import METHODS, settings_of
 from policy_decorator.progress import Silent
 from policy_decorator.refine import RefineConfig
 from policy_decorator.runlog import RunFolder
@@ -239,13 +239,13 @@ def test_runs_are_grouped_by_what_differs() -> None:
         Path("a"): base,
         Path("b"): replace(base, seed=1),
         Path("c"): replace(base, learn=replace(base.learn, bound=0.1)),
-        Path("d"): replace(base, method="residual-rl"),
+        Path("d"): replace(base, method="residual-rl", learn=settings_of("residual-rl", base.learn)),
     }
     groups = group({path: to_json(config) for path, config in configs.items()})
     assert groups == {
         "policy-decorator, bound 0.6": [Path("a"), Path("b")],
         "policy-decorator, bound 0.1": [Path("c")],
-        "residual-rl, bound 0.6": [Path("d")],
+        "residual-rl": [Path("d")],
     }
 
 

@@ -34,6 +34,7 @@ def decorate(
     horizon: int | Literal["auto"] | None = None,
     total_steps: int | None = None,
     preset: str = "quick",
+    method: str = RefineConfig.method,
     seed: int = 0,
     demos: Demonstrations | str | Path | None = None,
     out: str | Path | None = None,
@@ -50,6 +51,7 @@ def decorate(
         horizon: H, environment steps over which the residual is introduced (Fig. 4); 0: at once.
         total_steps: environment steps in all.
         preset: "quick" or "paper" (`pidec list presets`): everything that is not given.
+        method: how it is learned (`pidec list methods`).
         demos: demonstrations of the task, whose statistics standardise what the residual sees.
         out: a new run folder for metrics, checkpoints and the report; None leaves nothing on disk.
         progress: show bars with an ETA on stderr.
@@ -58,7 +60,7 @@ def decorate(
     Raises:
         UserError: unknown names, wrong sizes, values that are not finite, a base that never succeeds, a full disk.
     """
-    config = settings(preset, task, bound=bound, horizon=horizon, total_steps=total_steps)
+    config = settings(preset, task, method=method, bound=bound, horizon=horizon, total_steps=total_steps)
     config = dataclasses.replace(config, seed=seed)
     return run(config, policy, demos=demos, out=out, display=Bars() if progress else None, **run_options)
 

@@ -47,7 +47,8 @@ def to_json(value: Any) -> Any:
 def from_json(kind: Any, value: Any, where: str = "the file") -> Any:
     """The inverse of `to_json` for a type: a dataclass of dataclasses, tuples, paths, literals and plain values.
 
-    Fields that are not there take their defaults. Raises UserError, naming the field, for what does not fit; TypeError
+    Fields that are not there take their defaults. Where the type of a field follows from another, the dataclass says so
+    in `kinds(value)`, by the field's name. Raises UserError, naming the field, for what does not fit; TypeError
     for a type that this cannot read.
     """
     origin, inside = get_origin(kind), get_args(kind)
@@ -77,6 +78,7 @@ def _dataclass_from_json(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise UserError(f"{where} is {value!r}, not the settings of a {kind.__name__}.")
     hints, fields = get_type_hints(kind), {field.name: field for field in dataclasses.fields(kind)}
+    hints |= kind.kinds(value) if hasattr(kind, "kinds") else {}
     if strange := sorted(set(value) - set(fields)):
         raise UserError(f"{where} holds {', '.join(strange)}, which this version does not know.")
     given = {name: from_json(hints[name], value[name], f"{where}: {name}") for name in fields if name in value}

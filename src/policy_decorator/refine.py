@@ -32,7 +32,7 @@ from policy_decorator.evaluation import (
     run_episodes,
 )
 from policy_decorator.memory import AnyPolicy, ask, session
-from policy_decorator.methods import METHODS, Problem, policy_decorator
+from policy_decorator.methods import METHODS, OffPolicyConfig, Problem, policy_decorator
 from policy_decorator.progress import Display, Silent
 from policy_decorator.refined import Refined
 from policy_decorator.rl.compiled import WORTH_IT, can_compile
@@ -52,7 +52,7 @@ class RefineConfig:
     """Where the base policy comes from: a folder, or a word for one given in Python."""
     method: str = "policy-decorator"
     """See `pidec list methods`."""
-    learn: policy_decorator.Config = field(default_factory=policy_decorator.Config)
+    learn: OffPolicyConfig = field(default_factory=policy_decorator.Config)
     """The method's settings."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The budget and its rhythm."""
@@ -89,8 +89,16 @@ class RefineConfig:
     """False: episodes always last until the time limit, as DPPO's (paper App. C.1)."""
 
     def __post_init__(self) -> None:
+        wanted = METHODS[self.method].config if self.method in METHODS else type(self.learn)
+        if type(self.learn) is not wanted:
+            raise UserError(f"{self.method} has settings of its own: give learn=settings_of({self.method!r}, learn).")
         if self.learn.learner == "ppo" and self.train.overlap:
             raise UserError("PPO learns only from what its latest policy did: leave out overlap.")
+
+    @staticmethod
+    def kinds(value: Mapping[str, Any]) -> dict[str, Any]:
+        """The type of `learn` in a run's JSON."""
+        return {"learn": entry.config} if (entry := METHODS.get(value.get("method", ""))) else {}
 
 
 def device_of(cfg: RefineConfig) -> torch.device:
@@ -156,7 +164,7 @@ class Refinement:
         if demos is not None:
             obs = torch.from_numpy(demos.observations)
             statistics = (obs.mean(0), obs.std(0))
-            if self.cfg.learn.demo_share > 0 or self.cfg.learn.bound == "auto":
+            if self.cfg.learn.asks_about_demonstrations:
                 demonstrated = demonstrate(demos, self.base, self.device, self.cfg.ends_at_success)
                 self.demo_base_queries = demonstrated.base_queries
         return Problem(

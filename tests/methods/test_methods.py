@@ -10,7 +10,7 @@ from torch import nn
 from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
 from policy_decorator.envs.toy import Reach
 from policy_decorator.errors import UserError
-from policy_decorator.methods import METHODS, Problem, Run
+from policy_decorator.methods import METHODS, Problem, Run, settings_of
 from policy_decorator.methods.policy_decorator import Config
 from policy_decorator.rl.auto import MeasuredExploration, bound_of
 from policy_decorator.rl.demonstrations import Demonstrated
@@ -28,7 +28,7 @@ RHYTHM = TrainConfig(total_steps=300, warmup_steps=100, steps_per_round=16, upda
 def _build(method: str, cfg: Config, base: Any, **options: Any) -> Run:
     torch.manual_seed(7)
     given = {"obs_size": 4, "chunk": (1, 2), "capacity": 1000, "warmup_steps": 100} | options
-    return METHODS[method].build(cfg, Problem(Reach(4), base, **given))
+    return METHODS[method].build(settings_of(method, cfg), Problem(Reach(4), base, **given))
 
 
 def _train(run: Run) -> list[dict[str, float]]:

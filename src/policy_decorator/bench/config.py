@@ -4,7 +4,7 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
@@ -126,6 +126,6 @@ def base_of(cfg: BenchConfig, task: Task) -> Imitator:
 
 def learn_of(cfg: BenchConfig, precision: Precision = "float32") -> Config:
     """The method's settings: the preset `paper` with the sizes of `cfg`."""
-    learn = settings("paper", cfg.env, bound=BOUND).learn
+    learn = cast(Config, settings("paper", cfg.env, bound=BOUND).learn)
     nets = NetConfig(width=cfg.width, depth=cfg.depth, critics=cfg.critics, precision=precision)
     return dataclasses.replace(learn, nets=nets, sac=dataclasses.replace(learn.sac, batch_size=cfg.batch_size))

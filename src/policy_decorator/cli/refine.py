@@ -116,7 +116,8 @@ def _of_preset(given: dict[str, str | None]) -> RefineConfig:
     if given["policy"] is not None:
         saved = describe(given["policy"])
         task, kind = task or saved.task, saved.kind
-    config = settings(given["preset"] or Options.preset, task or "", kind=kind)
+    method = given["method"] or RefineConfig.method
+    config = settings(given["preset"] or Options.preset, task or "", kind=kind, method=method)
     return dataclasses.replace(config, task=task or tyro.MISSING, policy=given["policy"] or tyro.MISSING)
 
 
@@ -160,7 +161,7 @@ def _check_numbers(config: RefineConfig) -> None:
     )
     for names, rule, holds in rules:
         for name in names.split():
-            value = values[name]
+            value = values.get(name)
             if value is not None and value != "auto" and not (math.isfinite(value) and holds(value)):
                 raise UserError(f"--{name.replace('_', '-')} must be {rule}, got {value}.")
     train = config.train

@@ -62,14 +62,14 @@ def run(options: Options) -> Answer:
 
 
 def group(configs: Mapping[Path, Mapping[str, Any]]) -> dict[str, list[Path]]:
-    """Runs by a label made of the method and of whatever differs between them besides the seed."""
+    """Runs by a label made of the method and of whatever differs, besides the seed, between those that have it."""
     flat = {path: dict(_flat(config)) for path, config in configs.items()}
     names = list(dict.fromkeys(name for settings in flat.values() for name in settings))
-    varied = [name for name in names if len({repr(s.get(name)) for s in flat.values()}) > 1]
+    varied = [name for name in names if len({repr(s[name]) for s in flat.values() if name in s}) > 1]
     told = [name for name in varied if name not in NOT_A_LABEL | {"method"}]
     groups: dict[str, list[Path]] = {}
     for path, settings in flat.items():
-        words = [str(settings.get("method", "?")), *(f"{name} {settings.get(name)}" for name in told)]
+        words = [str(settings.get("method", "?")), *(f"{name} {settings[name]}" for name in told if name in settings)]
         groups.setdefault(", ".join(words), []).append(path)
     return groups
 

@@ -41,6 +41,7 @@ def config(entry: Entry, seed: int) -> RefineConfig:
         entry.preset,
         base.task,
         kind=base.policy,
+        method=entry.method,
         bound=entry.bound,
         horizon=entry.horizon,
         total_steps=entry.total_steps,
@@ -49,4 +50,4 @@ def config(entry: Entry, seed: int) -> RefineConfig:
     learn = replace(cfg.learn, **entry.learn, nets=nets, sac=sac)
     train = replace(cfg.train, **entry.train)
     run = {"workers": 0, **entry.run}  # runs stand side by side, each on its own core; the results are the same
-    return replace(cfg, method=entry.method, policy=base.policy, seed=seed, learn=learn, train=train, **run)
+    return replace(cfg, policy=base.policy, seed=seed, learn=learn, train=train, **run)

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
-from policy_decorator.errors import lookup
+from policy_decorator.errors import UserError, lookup
+from policy_decorator.methods import settings_of
 from policy_decorator.methods.policy_decorator import Config
 from policy_decorator.refine import RefineConfig
 from policy_decorator.rl.nets import NetConfig
@@ -94,15 +95,16 @@ def _quick_hand(cfg: RefineConfig) -> RefineConfig:
 def _ppo(task: str, kind: str) -> RefineConfig:
     """Where environment steps cost little: many environments, no replay."""
     cfg = _quick(task, kind)
+    quick = cast(Config, cfg.learn)
     learn = Config(
-        bound=cfg.learn.bound,
-        horizon=cfg.learn.horizon,
+        bound=quick.bound,
+        horizon=quick.horizon,
         base_only_warmup=True,
         actor_sees="obs+base",
         standardize_obs=True,
         reward_shift=0.0,
         learner="ppo",
-        nets=replace(cfg.learn.nets, critic_layer_norm=False),
+        nets=replace(quick.nets, critic_layer_norm=False),
         sac=SACConfig(gamma=0.99, lr=3e-4, max_grad_norm=0.5),
     )
     train = replace(cfg.train, total_steps=1_000_000, eval_every=100_000, save_every=100_000, log_every=10_000)
@@ -132,20 +134,23 @@ def settings(
     task: str,
     *,
     kind: str = "",
+    method: str = RefineConfig.method,
     bound: float | Literal["auto"] | None = None,
     horizon: int | Literal["auto"] | None = None,
     total_steps: int | None = None,
 ) -> RefineConfig:
     """A preset's settings for `task` and a base policy of `kind` ("bet", ...), with what is given put in its place.
 
+    Presets are written for Policy Decorator; another `method` takes from them what it has in common with that.
+
     Raises:
-        UserError: an unknown preset.
+        UserError: an unknown preset or method; a bound or a horizon for a method that has none.
     """
     cfg = lookup("preset", preset, PRESETS).make(task, kind)
-    learn = replace(
-        cfg.learn,
-        bound=cfg.learn.bound if bound is None else bound,
-        horizon=cfg.learn.horizon if horizon is None else horizon,
-    )
+    learn = settings_of(method, cfg.learn)
+    own = {name: value for name, value in (("bound", bound), ("horizon", horizon)) if value is not None}
+    for name in own:
+        if not hasattr(learn, name):
+            raise UserError(f"{method} has no {name}.")
     steps = cfg.train.total_steps if total_steps is None else total_steps
-    return replace(cfg, learn=learn, train=replace(cfg.train, total_steps=steps))
+    return replace(cfg, method=method, learn=replace(learn, **own), train=replace(cfg.train, total_steps=steps))

@@ -15,7 +15,7 @@ from policy_decorator.rollout import Collector
 from policy_decorator.types import Gate
 
 if TYPE_CHECKING:
-    from policy_decorator.methods.policy_decorator import Config
+    from policy_decorator.methods.policy_decorator import ResidualConfig
 
 INITIAL_STD = 0.5
 """Standard deviation (before tanh) of the untrained residual, where `nets.initial_std` says nothing else."""
@@ -31,9 +31,9 @@ class OnPolicyRun(Run):
             self.monitor.learning |= self.learner.learn(*self.intake.take())
 
 
-def build(cfg: "Config", p: Problem, residual: Residual, gate: Gate, monitor: Monitor) -> Run:
+def build(cfg: "ResidualConfig", p: Problem, residual: Residual, gate: Gate, monitor: Monitor) -> Run:
     """Raises UserError: a warm-up in which something else than the policy would act."""
-    if p.warmup_steps and not cfg.base_only_warmup and cfg.horizon != "auto":
+    if p.warmup_steps and not cfg.base_only_warmup:
         raise UserError("PPO cannot learn from random actions: give --warmup-steps 0, or --base-only-warmup.")
     seen = p.obs_size + (p.action_size if cfg.actor_sees == "obs+base" else 0)
     std = INITIAL_STD if cfg.nets.initial_std is None else cfg.nets.initial_std

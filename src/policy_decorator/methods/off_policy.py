@@ -1,0 +1,129 @@
+"""What methods that learn from a replay have in common: settings, and the parts of a run made from them."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from policy_decorator.errors import UserError
+from policy_decorator.methods.problem import Problem, Run
+from policy_decorator.rl.captured import Captured
+from policy_decorator.rl.compiled import Compiled
+from policy_decorator.rl.demonstrations import Mixed, Share, as_source, transitions
+from policy_decorator.rl.exploration import Explorer
+from policy_decorator.rl.monitor import Monitor
+from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
+from policy_decorator.rl.replay import DataSource, NStep, Replay
+from policy_decorator.rl.sac import SAC, SACConfig
+from policy_decorator.rl.selection import Proposer, Selection
+from policy_decorator.rl.td3 import TD3, Noisy, TD3Config
+from policy_decorator.rollout import Collector
+from policy_decorator.types import BasePolicy, Composition
+
+
+@dataclass(frozen=True)
+class OffPolicyConfig:
+    """Settings of every method that learns from a replay."""
+
+    standardize_obs: bool = False
+    """Standardise what the networks see with the demonstrations' statistics (not in the paper)."""
+    noise_hold: int = 1
+    """Decisions for which the exploration noise stays the same (1 in the paper)."""
+    n_step: int = 1
+    """Decisions per return (1 in the paper)."""
+    reward_shift: float = -1.0
+    """Added to success (0 or 1): -1 as in the released code."""
+    demo_share: float = 0.0
+    """Share of every batch that comes from the demonstrations, where there are any (0 in the paper)."""
+    demo_share_end: float | None = None
+    """Where that share goes, in a straight line from the end of the warm-up on (arXiv:2603.10263); None: it stays."""
+    demo_share_steps: int | None = None
+    """Environment steps until it is there."""
+    nets: NetConfig = field(default_factory=NetConfig)
+    """Sizes of the actor and its critics."""
+    learner: Literal["sac", "td3", "ppo"] = "sac"
+    """How they learn (ppo: App. D.3, where the method has it; td3 is not in the paper)."""
+    sac: SACConfig = field(default_factory=SACConfig)
+    """Settings of sac; td3 shares those that are not about entropy, ppo gamma, lr and max_grad_norm."""
+    td3: TD3Config = field(default_factory=TD3Config)
+    """Settings of td3 alone."""
+
+    def __post_init__(self) -> None:
+        subset, critics = self.sac.critic_subset, self.nets.critics
+        if subset is not None and not 1 <= subset <= critics:
+            raise UserError(f"critic_subset must be between 1 and the number of critics ({critics}), got {subset}.")
+        if (self.demo_share_end is None) != (self.demo_share_steps is None):
+            raise UserError("demo_share_end and demo_share_steps go together: where the share goes, and how slowly.")
+        if self.demo_share_end is not None and self.demo_share == 0:
+            raise UserError("demo_share_end needs a demo_share to begin with.")
+        if self.learner == "td3" and self.nets.initial_std is not None:
+            raise UserError("initial_std is of sac and ppo: td3 explores with exploration_std.")
+
+    @property
+    def asks_about_demonstrations(self) -> bool:
+        """Whether it needs the base's answers in the demonstrations."""
+        return self.demo_share > 0
+
+
+def networks(cfg: OffPolicyConfig, p: Problem, seen: int, scored: int) -> tuple[TanhGaussian, Critics]:
+    """An actor that sees `seen` numbers, and critics of observations and `scored` numbers."""
+    actor, critics = TanhGaussian(seen, p.chunk, cfg.nets), Critics(p.obs_size, scored, cfg.nets)
+    if cfg.standardize_obs and p.obs_statistics is not None:
+        for net in (actor, critics):
+            net.standardize.set(*p.obs_statistics)
+    return actor.to(p.device), critics.to(p.device)
+
+
+def learner_of(
+    cfg: OffPolicyConfig,
+    p: Problem,
+    actor: TanhGaussian,
+    critics: Critics,
+    composition: Composition,
+    selection: Selection | None = None,
+) -> tuple[SAC | TD3, Proposer]:
+    """And the actor as it explores."""
+    if cfg.learner == "td3":
+        return TD3(actor, critics, composition, cfg.sac, cfg.td3, selection), Noisy(actor, cfg.td3.exploration_std)
+    return SAC(actor, critics, composition, p.action_size, cfg.sac, selection), actor
+
+
+def assemble(
+    cfg: OffPolicyConfig,
+    p: Problem,
+    *,
+    collector: Collector,
+    learner: SAC | TD3,
+    explores: Proposer,
+    policy: BasePolicy,
+    monitor: Monitor,
+    bound: float = 1.0,
+) -> Run:
+    """The run of these parts; `bound` is what demonstrated corrections are measured in."""
+    replay = Replay(p.capacity)
+    return Run(
+        collector=collector,
+        learner=learner,
+        explorer=Explorer(explores, cfg.noise_hold),
+        replay=replay,
+        intake=NStep(cfg.n_step, cfg.sac.gamma),
+        data=_data(cfg, p, replay, collector, bound),
+        monitor=monitor,
+        policy=policy,
+        update=_update(p, learner),
+    )
+
+
+def _update(p: Problem, learner: SAC | TD3) -> Captured | Compiled | None:
+    compiled = Compiled(learner) if p.compiled else None
+    if p.cuda_graphs:
+        return Captured(learner, compiled.step if compiled else learner.step)
+    return compiled
+
+
+def _data(cfg: OffPolicyConfig, p: Problem, replay: Replay, collector: Collector, bound: float) -> DataSource:
+    if cfg.demo_share == 0 or p.demonstrated is None:
+        return replay
+    n_step, gamma, shift = cfg.n_step, cfg.sac.gamma, cfg.reward_shift
+    batch = transitions(p.demonstrated, bound, n_step=n_step, gamma=gamma, reward_shift=shift)
+    end = cfg.demo_share if cfg.demo_share_end is None else cfg.demo_share_end
+    share = Share(cfg.demo_share, end, p.warmup_steps, cfg.demo_share_steps or 0)
+    return Mixed(replay, as_source(batch), lambda: share(collector.step))
