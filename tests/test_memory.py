@@ -32,7 +32,7 @@ class Counting:
 
     def __init__(self, gain: float = 0.01) -> None:
         self.gain, self.queries = gain, 0
-        self.memory = RowMemory(age=torch.zeros((), dtype=torch.long))
+        self.memory = RowMemory()
         self.log: list[tuple[list[int], list[int], Tensor]] = []  # rows, their ages, windows
 
     def session(self) -> Self:
@@ -43,8 +43,8 @@ class Counting:
 
     def act(self, window: Tensor, rows: Tensor) -> Tensor:
         assert rows.dtype == torch.int64
-        age = self.memory.read(rows)["age"]
-        self.memory.write(rows, {"age": age + 1})
+        age = self.memory.read("age", rows, torch.zeros((), dtype=torch.long))
+        self.memory.write("age", rows, age + 1)
         self.queries += len(window)
         self.log.append((rows.tolist(), age.tolist(), window.clone()))
         obs = window[:, -1]
@@ -148,14 +148,24 @@ def test_recording_and_demonstrations_ask_row_by_row_from_the_start_of_each_epis
     assert answers.base_queries == len(answers.obs)
 
 
+class Chunked:
+    """Three actions at once, the later ones weaker: no memory of its own, but a queue of them will have one."""
+
+    context, chunk = 2, 3
+
+    def act(self, window: Tensor) -> Tensor:
+        obs = window[:, -1]
+        return ((obs[:, 2:] - obs[:, :2])[:, None] * torch.tensor([3.0, 2.0, 0.5])[:, None]).clamp(-1, 1)
+
+
 class Interrupted(Silent):
     """Ctrl-C when the refinement has come to `at`; keeps what it is told."""
 
     def __init__(self, at: int) -> None:
         self.at, self.said = at, list[str]()
 
-    def say(self, message: str) -> None:
-        self.said.append(message)
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
     def stage(self, title: str, total: int) -> Any:
         from contextlib import contextmanager
@@ -185,18 +195,22 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_no_pictures")
-@pytest.mark.parametrize("task", ["toy/reach", "toy/reach-gym"])
-def test_a_memory_that_can_be_saved_is_resumed_bit_for_bit(task: str, tmp_path: Path, make_config: MakeConfig) -> None:
+@pytest.mark.parametrize(("task", "base"), [("toy/reach", Resumable(0.03)), ("toy/reach-gym", Chunked())])
+def test_a_memory_that_can_be_saved_is_resumed_bit_for_bit(
+    task: str, base: Any, tmp_path: Path, make_config: MakeConfig
+) -> None:
     config = make_config(task, total_steps=500, save_every=220)
-    whole = api.run(config, Resumable(0.03), out=tmp_path / "whole")
-    cut, said = _cut_and_resume(Resumable(0.03), config, tmp_path / "cut")
+    whole = api.run(config, base, out=tmp_path / "whole")
+    cut, said = _cut_and_resume(base, config, tmp_path / "cut")
     assert not [line for line in said if "remembered" in line]
     different = {key for key, value in whole.summary.items() if cut.summary[key] != value}
     assert different <= {"wall_seconds"}
     states = [
         snapshot.read(tmp_path / run / "checkpoints" / "last.pt", torch.device("cpu")) for run in ("whole", "cut")
     ]
-    assert torch.equal(states[0]["memory"]["age"], states[1]["memory"]["age"])
+    ours, theirs = (state["memory"].get("queue", state["memory"]) for state in states)
+    assert ours
+    assert all(torch.equal(x, theirs[name]) for name, x in ours.items())
     assert torch.equal(states[0]["action"], states[1]["action"])
 
 
@@ -231,15 +245,19 @@ def test_one_without_a_memory_is_asked_as_it_is(steady: Any) -> None:
 
 
 def test_rows_grow_and_are_emptied_one_by_one() -> None:
-    memory = RowMemory(h=torch.zeros(2), n=torch.zeros((), dtype=torch.long))
-    memory.write(torch.tensor([4, 1]), {"h": torch.tensor([[1.0, 2], [3, 4]]), "n": torch.tensor([7, 8])})
-    assert memory.read(torch.arange(5))["n"].tolist() == [0, 8, 0, 0, 7]
+    memory, rows = RowMemory(), torch.tensor([4, 1])
+    pair, count = torch.zeros(2), torch.zeros((), dtype=torch.long)
+    assert memory.read("n", rows, count).tolist() == [0, 0]
+    memory.write("h", rows, torch.tensor([[1.0, 2], [3, 4]]))
+    memory.write("n", rows, torch.tensor([7, 8]))
+    assert memory.read("n", torch.arange(5), count).tolist() == [0, 8, 0, 0, 7]
     saved = memory.state()
-    memory.reset(torch.tensor([1]))
-    assert memory.read(torch.tensor([4, 1]))["h"].tolist() == [[1, 2], [0, 0]]
+    memory.reset(torch.tensor([1, 9]))
+    assert memory.read("h", rows, pair).tolist() == [[1, 2], [0, 0]]
     memory.reset(torch.zeros(0, dtype=torch.int64))
-    other = RowMemory(h=torch.zeros(2), n=torch.zeros((), dtype=torch.long))
+    other = RowMemory()
     other.restore(saved)
-    assert other.read(torch.tensor([1]))["h"].tolist() == [[3, 4]]
-    memory.write(torch.tensor([1]), {"h": torch.ones(1, 2)})
+    other.write("h", torch.tensor([1]), torch.ones(1, 2))
+    assert other.read("h", rows, pair).tolist() == [[1, 2], [1, 1]]
     assert saved["h"][1].tolist() == [3, 4]  # a copy
+    assert memory.read("n", rows, count).tolist() == [7, 0]

@@ -367,7 +367,7 @@ def test_action_chunks_and_windows_from_end_to_end(make_config: MakeConfig) -> N
             a = (goal + torch.tensor([0.06, 0.06]) - pos) / (2 * SPEED)
             return a.clamp(-1, 1)[:, None].repeat(1, 2, 1)
 
-    refined, _ = refine(make_config(total_steps=300), Chunks(), force=True)
+    refined, _ = refine(make_config(total_steps=300, decide="chunk"), Chunks(), force=True)
     assert refined.policy.act(torch.zeros(5, 3, 4)).shape == (5, 2, 2)
     counts = refined.summary
     assert counts["env_steps"] > 1.5 * counts["decisions"]

@@ -49,6 +49,10 @@ class Memoryless:
     def context(self) -> int:
         return self.base.context
 
+    @property
+    def chunk(self) -> int:
+        return int(getattr(self.base, "chunk", 1))
+
     def session(self) -> "Memoryless":
         return Memoryless(self.base)
 
@@ -99,37 +103,38 @@ class Around:
 
 
 class RowMemory:
-    """Tensors with one entry per row of the batch, all zero where an episode begins; they grow with the highest row."""
+    """Tensors with one entry per row of the batch, all zero where an episode begins; they grow with the highest row.
 
-    def __init__(self, **entries: Tensor) -> None:
-        """By name, a tensor like one row's entry: its shape, type and device."""
-        self.rows = {name: x.new_zeros(0, *x.shape) for name, x in entries.items()}
+    Integers are counts: they stay on the CPU, where it is decided what they lead to.
+    """
 
-    def read(self, rows: Tensor) -> dict[str, Tensor]:
-        """(K,) -> by name, the entries (K, ...)."""
-        self._grow(rows)
-        return {name: x[rows.to(x.device)] for name, x in self.rows.items()}
+    def __init__(self) -> None:
+        self.entries: dict[str, Tensor] = {}  # (rows, ...) each, of the kind first written
 
-    def write(self, rows: Tensor, entries: Mapping[str, Tensor]) -> None:
-        """By name, what `read` will give for these rows."""
-        self._grow(rows)
-        for name, x in entries.items():
-            self.rows[name][rows.to(x.device)] = x
+    def read(self, name: str, rows: Tensor, like: Tensor) -> Tensor:
+        """(K,) -> the entries (K, ...) of a name; `like` is one row's, of the right shape, type and device."""
+        return self._room(name, rows, like)[rows.to(like.device)]
+
+    def write(self, name: str, rows: Tensor, values: Tensor) -> None:
+        """What `read` will give for these rows; (K,), (K, ...)."""
+        if len(rows):
+            self._room(name, rows, values[0])[rows.to(values.device)] = values
 
     def reset(self, rows: Tensor) -> None:
         """Zero in `rows` (K,)."""
-        self._grow(rows)
-        for x in self.rows.values():
-            x[rows.to(x.device)] = 0
+        for name, x in self.entries.items():
+            if len(rows):
+                self._room(name, rows, x[0])[rows.to(x.device)] = 0
+
+    def _room(self, name: str, rows: Tensor, like: Tensor) -> Tensor:
+        x = self.entries.get(name, like.new_zeros(0, *like.shape))
+        if len(rows) and (missing := int(rows.max()) + 1 - len(x)) > 0:
+            x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
+        self.entries[name] = x
+        return x
 
     def state(self) -> dict[str, Tensor]:
-        return {name: x.clone() for name, x in self.rows.items()}
+        return {name: x.clone() for name, x in self.entries.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        self.rows = {name: state[name].to(x.device, x.dtype, copy=True) for name, x in self.rows.items()}
-
-    def _grow(self, rows: Tensor) -> None:
-        for name, x in self.rows.items():
-            missing = int(rows.max()) + 1 - len(x) if len(rows) else 0
-            if missing > 0:
-                self.rows[name] = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
+        self.entries = {name: x.clone() if x.is_floating_point() else x.cpu().clone() for name, x in state.items()}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from policy_decorator import machine, snapshot
 from policy_decorator.base_policies.checkpoint import parameter_hash
+from policy_decorator.chunks import chunk_of, step_by_step, unqueued
 from policy_decorator.decorator import DecoratedPolicy
 from policy_decorator.demonstrate import demonstrate
 from policy_decorator.demos.dataset import Demonstrations
@@ -67,6 +68,9 @@ class RefineConfig:
     """Episodes per evaluation during training (paper Sec. 5.3)."""
     test_episodes: int = 100
     """Paired episodes of the final comparison, on seeds used for nothing else."""
+    decide: Literal["step", "chunk"] = "step"
+    """How often the residual acts where the base answers with chunks of actions: at every environment step, or once
+    per chunk (the released code)."""
     keep: Literal["best", "last"] = "best"
     """The residual handed over: of the best evaluation during training, or of its end."""
     seed: int = 0
@@ -133,11 +137,12 @@ class Refinement:
         demos: Demonstrations | None = None,
         display: Display | None = None,
     ) -> None:
-        self.cfg, self.base, self.folder, self.display = cfg, base, folder, display or Silent()
+        self.cfg, self.folder, self.display = cfg, folder, display or Silent()
+        self.base = step_by_step(base) if cfg.decide == "step" else base
         method = lookup("method", cfg.method, METHODS)
         self.task = get_task(cfg.task).with_episodes(cfg.max_steps, cfg.ends_at_success)
         self.device, self.compiled, self.cuda_graphs = device_of(cfg), compiles(cfg), uses_cuda_graphs(cfg)
-        self.chunk = int(getattr(base, "chunk", 1))
+        self.chunk = chunk_of(self.base)
         self.hash_before = _hash(base)
         self.demo_base_queries = 0
         if cfg.tune_cpu:
@@ -350,7 +355,8 @@ class Refinement:
 
 
 def _hash(base: AnyPolicy) -> str | None:
-    return parameter_hash(base) if isinstance(base, nn.Module) else None
+    inner = unqueued(base)
+    return parameter_hash(inner) if isinstance(inner, nn.Module) else None
 
 
 def refine(

@@ -15,6 +15,7 @@ from policy_decorator.base_policies import POLICIES
 from policy_decorator.base_policies.checkpoint import load_policy, save_policy
 from policy_decorator.base_policies.external import as_policy
 from policy_decorator.base_policies.imitate import Imitator
+from policy_decorator.chunks import step_by_step, unqueued
 from policy_decorator.decorator import DecoratedPolicy, Residual
 from policy_decorator.disk import atomic_bytes, atomic_json, disk_errors, read_json
 from policy_decorator.errors import UserError
@@ -64,7 +65,9 @@ class Refined:
             self._window = torch.cat([self._window[:, 1:], rows[:, None]], dim=1)
         chunk = ask(self._session, self._window)
         if chunk.shape[1] != 1:
-            raise UserError("The base answers with action chunks: use `policy.act(window)` and execute the chunk.")
+            raise UserError(
+                "This residual decides per chunk (decide = chunk): use `policy.act(window)` and execute the chunk."
+            )
         action = chunk[:, 0].clamp(-1, 1)
         action = action[0] if single else action
         return cast(Array, action.cpu().numpy() if isinstance(obs, np.ndarray) else action)
@@ -88,9 +91,10 @@ class Refined:
             folder.mkdir(parents=True, exist_ok=True)
         tensors = {k: v.detach().cpu().contiguous() for k, v in actor.state_dict().items()}
         atomic_bytes(folder / "residual.safetensors", save(tensors))
-        with_base = saveable(self.policy.base)
+        base = unqueued(self.policy.base)
+        with_base = saveable(base)
         if with_base:
-            save_policy(cast(Imitator, self.policy.base), folder / "base", details={"task": self.task})
+            save_policy(cast(Imitator, base), folder / "base", details={"task": self.task})
         atomic_json(
             folder / "refined.json",
             {
@@ -103,6 +107,7 @@ class Refined:
                 "selected_by": selection.value if selection else None,
                 "nets": self._actor.cfg,
                 "base": "base" if with_base else "external",
+                "decide": "step" if self._actor.chunk_shape[0] == 1 else "chunk",
                 "summary": self.summary,
             },
         )
@@ -129,6 +134,7 @@ class Refined:
             raise UserError(f"{folder / 'residual.safetensors'} is damaged: {error}") from None
         action_size = card["chunk"][1]
         base = as_policy(policy, action_size) if policy is not None else load_policy(folder / "base")
+        base = step_by_step(base) if card.get("decide") == "step" else base
         decorated = DecoratedPolicy(base, actor.requires_grad_(False), residual)
         return cls(decorated, card["task"], card["obs_size"], card["summary"])
 

@@ -47,7 +47,7 @@ class Preset:
 
 def _paper(task: str, kind: str) -> RefineConfig:
     bound, horizon = TABLE_8.get((task, kind), (Config.bound, Config.horizon))
-    return RefineConfig(task=task, learn=Config(bound=bound, horizon=horizon))
+    return RefineConfig(task=task, decide="chunk", learn=Config(bound=bound, horizon=horizon))
 
 
 def _quick(task: str, kind: str) -> RefineConfig:
