@@ -11,6 +11,7 @@ import torch
 from policy_decorator.base_policies import POLICIES, build
 from policy_decorator.base_policies.bet import BeTConfig
 from policy_decorator.base_policies.checkpoint import load_policy, parameter_hash, policy_card, save_policy
+from policy_decorator.base_policies.diffusion import DiffusionConfig
 from policy_decorator.base_policies.external import CallablePolicy
 from policy_decorator.base_policies.mlp import MLPConfig
 from policy_decorator.errors import UserError
@@ -18,6 +19,7 @@ from policy_decorator.errors import UserError
 CONFIGS: dict[str, Any] = {
     "mlp": MLPConfig(width=8, context=2),
     "bet": BeTConfig(context=3, clusters=3, layers=1, heads=2, width=8, gpt_output=8, standardize_obs=True),
+    "diffusion": DiffusionConfig(horizon=8, widths=(8, 16), step_size=8, standardize_obs=True),
 }
 
 

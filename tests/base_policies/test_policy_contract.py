@@ -9,18 +9,20 @@ import torch
 from policy_decorator.base_policies import POLICIES, build
 from policy_decorator.base_policies.bet import BeTConfig
 from policy_decorator.base_policies.checkpoint import parameter_hash
+from policy_decorator.base_policies.diffusion import DiffusionConfig
 from policy_decorator.base_policies.external import as_policy
-from policy_decorator.base_policies.imitate import ImitateConfig, Imitator, imitate
+from policy_decorator.base_policies.imitate import ImitateConfig, Imitator, horizon_of, imitate
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.errors import UserError
 
 OBS, ACTION = 6, 3
+SMALL = {"diffusion": DiffusionConfig(horizon=8, widths=(16, 32))}  # of those that take seconds otherwise
 
 
 def demos() -> Demonstrations:
     rng = np.random.default_rng(0)
     return Demonstrations(
-        task="toy",
+        task="toy/reach",
         observations=rng.normal(size=(40, OBS)).astype(np.float32),
         actions=rng.uniform(-1, 1, (40, ACTION)).astype(np.float32),
         success=np.ones(40, dtype=bool),
@@ -63,7 +65,7 @@ def test_loss_trains_every_parameter_and_acting_none(policy: Imitator) -> None:
     before = parameter_hash(policy)
     policy.act(torch.randn(2, policy.context, OBS))
     assert parameter_hash(policy) == before
-    policy.loss(torch.randn(64, policy.context, OBS), torch.rand(64, policy.context, ACTION)).backward()
+    policy.loss(torch.randn(64, policy.context, OBS), torch.rand(64, horizon_of(policy), ACTION)).backward()
     assert all(parameter.grad is not None for parameter in policy.parameters())
     groups = [parameter for group in policy.parameter_groups(0.1) for parameter in group["params"]]
     assert sorted(map(id, groups)) == sorted(map(id, policy.parameters()))
@@ -86,7 +88,16 @@ def test_acting_keeps_the_training_flag(policy: Imitator, training: bool) -> Non
     assert all(module.training is training for module in policy.modules())
 
 
-@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_a_row_is_answered_alike_whatever_the_other_rows_hold(policy: Imitator) -> None:
+    window = torch.randn(5, policy.context, OBS)
+    other = torch.cat([window[:2], torch.randn(3, policy.context, OBS)])
+    torch.manual_seed(7)
+    answer = policy.act(window)
+    torch.manual_seed(7)
+    torch.testing.assert_close(policy.act(other)[:2], answer[:2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(set(POLICIES) - {"diffusion"}))  # which draws other noise for other rows
 def test_rows_do_not_influence_each_other(name: str) -> None:
     cfg = POLICIES[name].config()
     if hasattr(cfg, "dropout_at_inference"):
@@ -98,7 +109,10 @@ def test_rows_do_not_influence_each_other(name: str) -> None:
     torch.testing.assert_close(policy.act(window), alone, rtol=1e-4, atol=1e-5)
 
 
-def test_imitation_lowers_the_loss(policy: Imitator) -> None:
+@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_imitation_lowers_the_loss(name: str) -> None:
+    torch.manual_seed(0)
+    policy = build(name, OBS, ACTION, SMALL.get(name))
     rows: list[float] = []
     cfg = ImitateConfig(steps=30, batch_size=32, lr=1e-3, eval_every=3)
     imitate(

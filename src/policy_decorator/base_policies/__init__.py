@@ -5,11 +5,12 @@ and the attributes `cfg`, `obs_size`, `action_size`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from policy_decorator.base_policies.bet import BehaviorTransformer, BeTConfig
-from policy_decorator.base_policies.imitate import Imitator
+from policy_decorator.base_policies.diffusion import DiffusionConfig, DiffusionPolicy
+from policy_decorator.base_policies.imitate import ImitateConfig, Imitator
 from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
 from policy_decorator.errors import UserError, lookup
 
@@ -25,11 +26,32 @@ class PolicyEntry:
     """Its config, a frozen dataclass whose defaults are complete."""
     build: Callable[[Any, int, int], Imitator]
     """(cfg, obs_size, action_size) -> an untrained policy."""
+    training: ImitateConfig = field(default_factory=ImitateConfig)
+    """How it is trained unless one says otherwise."""
 
+
+DIFFUSION_TRAINING = ImitateConfig(
+    steps=200_000,  # Table 7; the released code: 300,000 to 1,000,000
+    batch_size=1024,
+    weight_decay=1e-6,
+    betas=(0.95, 0.999),
+    schedule="cosine",
+    warmup_steps=500,
+    ema=0.9999,
+    eval_every=10_000,
+)
+"""Of the released code."""
 
 POLICIES: dict[str, PolicyEntry] = {
     "mlp": PolicyEntry("mlp", "Behaviour cloning with a multi-layer perceptron.", MLPConfig, MLPPolicy),
     "bet": PolicyEntry("bet", "Behavior Transformer, a base policy of the paper.", BeTConfig, BehaviorTransformer),
+    "diffusion": PolicyEntry(
+        "diffusion",
+        "Diffusion Policy, a base policy of the paper.",
+        DiffusionConfig,
+        DiffusionPolicy,
+        DIFFUSION_TRAINING,
+    ),
 }
 
 

@@ -3,30 +3,38 @@
     windows of length To end at frame t of an episode of length L and hold frames t-To+1 ... t:
         released code   start in range(L - To)        (no padding; the last full window is left out)
         pad_start       t in range(L), frames before the first repeat the first, as a rollout sees them
+    a policy that predicts ahead has a `horizon` Th: its targets are the actions t-To+1 ... t-To+Th, of which those
+    before the first repeat the first, and those behind the last are what `Task.held_actions` says
+        released code   t in range(L - 1), with frames before the first
 
 The checkpoint with the highest evaluation success is kept (paper, App. B.1.3).
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from policy_decorator import machine
+from policy_decorator.base_policies.processes import processes_of
+from policy_decorator.base_policies.training import Training, begin_or_resume
+from policy_decorator.envs import get_task
+from policy_decorator.envs.task import Task
 from policy_decorator.errors import UserError
 
 if TYPE_CHECKING:
     from policy_decorator.demos.dataset import Demonstrations
 
-REPORT_EVERY = 100  # steps between looks at the loss: each one waits for the accelerator
-
 
 class Imitator(Protocol):
-    """A base policy that can be trained from demonstrations; every entry of `POLICIES` is one."""
+    """A base policy that can be trained from demonstrations; every entry of `POLICIES` is one.
+
+    One with a `horizon` (Th) beyond its context gets that many actions in `loss`, from the window's first frame on.
+    """
 
     cfg: Any
     obs_size: int
@@ -46,6 +54,11 @@ class Imitator(Protocol):
     def to(self, device: torch.device, /) -> Any: ...
 
 
+def horizon_of(policy: Imitator) -> int:
+    """Th, actions it is trained on per window: those of its frames, unless it says otherwise."""
+    return getattr(policy, "horizon", policy.context)
+
+
 @dataclass(frozen=True)
 class ImitateConfig:
     """Training a base policy; the defaults are the paper's (Table 5, ManiSkill) and the released code's."""
@@ -55,11 +68,17 @@ class ImitateConfig:
     batch_size: int = 2048
     """Windows per step (Table 5); may exceed the number of windows."""
     lr: float = 1e-4
-    """Learning rate, constant (Table 5)."""
+    """Learning rate (Table 5), at its highest."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate falls to 0 at the last step, if it does (Table 5: constant)."""
+    warmup_steps: int = 0
+    """Gradient steps in which the learning rate rises from 0."""
     weight_decay: float = 2e-4
     """Of AdamW, for the parameters that the policy lets decay (released code)."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Of AdamW (released code)."""
+    ema: float = 0.0
+    """Largest decay of the running mean of the parameters that is evaluated and kept; 0: the parameters themselves."""
     eval_every: int = 5000
     """Gradient steps between evaluations (released code; App. B.1.3 says "50k environment steps")."""
     eval_episodes: int = 50
@@ -67,13 +86,29 @@ class ImitateConfig:
     seed: int = 0
     """Of the clusters, the batches and the dropout. The network's initialisation is the caller's."""
     pad_start: bool = True
-    """Also train on windows that reach before the episode; False is the released code."""
+    """Also train on windows that reach before the episode, and on every episode's last; False is the released code."""
+    keep_success: float | None = None
+    """Keep the checkpoint whose success rate is nearest to this one instead of the best (App. D.2: a poor base)."""
+    save_every: int = 1000
+    """Gradient steps between checkpoints to resume from, where a file is given for them."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """In which layers compute the loss; the parameters are float32. auto: bfloat16 on a GPU."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether the loss is compiled, which takes a minute; auto: for long trainings on a GPU."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.eval_every) < 1:
-            raise UserError("steps, batch_size and eval_every of imitation must be at least 1.")
+        if min(self.steps, self.batch_size, self.eval_every, self.save_every) < 1:
+            raise UserError("steps, batch_size, eval_every and save_every of imitation must be at least 1.")
         if self.lr <= 0:
             raise UserError(f"The learning rate must be positive, got {self.lr}.")
+        if not 0 <= self.warmup_steps < self.steps:
+            raise UserError(
+                f"warmup_steps {self.warmup_steps} must be fewer than the {self.steps} steps: lower warmup_steps."
+            )
+        if not 0 <= self.ema < 1:
+            raise UserError(f"ema must be in [0, 1), got {self.ema}.")
+        if self.keep_success is not None and not 0 <= self.keep_success <= 1:
+            raise UserError(f"keep_success is a rate between 0 and 1, got {self.keep_success}.")
 
 
 @dataclass(frozen=True)
@@ -94,15 +129,16 @@ Evaluate = Callable[[Imitator, int], float]
 Progress = Callable[[int, int, dict[str, float]], None]
 
 
-def window_bounds(lengths: Tensor, context: int, pad_start: bool) -> tuple[Tensor, Tensor]:
+def window_bounds(lengths: Tensor, context: int, pad_start: bool, ahead: bool = False) -> tuple[Tensor, Tensor]:
     """For each window, the row of its episode's first frame and the row of its newest frame.
 
-    Episodes of `lengths` (E,) lie one after the other. Returns two (W,) integer tensors.
+    Episodes of `lengths` (E,) lie one after the other; `ahead` says that the policy predicts beyond its window.
+    Returns two (W,) integer tensors.
     """
-    skipped = 0 if pad_start else context - 1  # frames at the start where no window ends
+    skipped = 0 if pad_start or ahead else context - 1  # frames at the start where no window ends
     # Differs from the released code where pad_start: it never trains on the repeated first frames that the
-    # first To - 1 decisions of every rollout see, and leaves out each episode's last window.
-    counts = lengths if pad_start else (lengths - context).clamp(min=0)  # (E,)
+    # first To - 1 decisions of every rollout see (a Diffusion Policy does), and leaves out each episode's last window.
+    counts = lengths if pad_start else (lengths - skipped - 1).clamp(min=0)  # (E,)
     first = (lengths.cumsum(0) - lengths).repeat_interleave(counts)  # (W,)
     before = (counts.cumsum(0) - counts).repeat_interleave(counts)  # (W,) windows of earlier episodes
     return first, first + skipped + torch.arange(len(first), device=lengths.device) - before
@@ -122,6 +158,9 @@ def imitate(
     evaluate: Evaluate | None = None,
     progress: Progress | None = None,
     device: torch.device | str = "cpu",
+    task: Task | None = None,
+    checkpoint: Path | None = None,
+    resume: bool = False,
 ) -> ImitationResult:
     """Train `policy` on `demos` in place and keep its best checkpoint.
 
@@ -130,99 +169,65 @@ def imitate(
     the history. The same policy parameters, demonstrations, config and device give the same result, and the
     caller's random state is left as it was.
 
+    `task` says how actions go on behind an episode's end; it is the one that the demonstrations name. Every
+    `save_every` steps all that the training needs to go on is written to `checkpoint`; with `resume` it goes on from
+    there, on a CPU as if it had never stopped. Started by `torchrun` or `accelerate launch`, the processes share each
+    batch; `evaluate` and `progress` are then called, and the checkpoint kept, in the first one only.
+
     Raises:
-        UserError: demonstrations that do not fit, or a loss or success rate that is not finite.
+        UserError: demonstrations that do not fit, a loss or success rate that is not finite, or a checkpoint that is
+            missing or of another training.
     """
     machine.use_cpu_well()
-    device = torch.device(device)
-    windows = _load_windows(policy, demos, cfg, device)
-    best = _Best()
+    processes = processes_of(torch.device(device))
+    device = processes.device
+    windows = _load_windows(policy, demos, cfg, device, task)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(cfg.seed)
+        torch.manual_seed(cfg.seed + processes.rank)
         policy.fit_statistics(demos, seed=cfg.seed)
         policy.to(device)
-        history = _train(policy, windows, cfg, best, evaluate, progress)
-    if best.state is not None:
-        policy.load_state_dict(best.state)
+        training = Training(policy, windows, cfg, processes)
+        begin_or_resume(training, demos, checkpoint, resume, evaluated=evaluate is not None)
+        training.run(evaluate, progress)
+    training.keep()
     policy.train(False)
-    return ImitationResult(policy, best.step or cfg.steps, best.success, history)
-
-
-def _train(
-    policy: Imitator,
-    windows: "_Windows",
-    cfg: ImitateConfig,
-    best: "_Best",
-    evaluate: Evaluate | None,
-    progress: Progress | None,
-) -> list[dict[str, float]]:
-    device = windows.newest.device
-    groups = policy.parameter_groups(cfg.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
-    generator = torch.Generator(device).manual_seed(cfg.seed)
-    history = []
-    total, reported = torch.zeros((), device=device), 0
-    policy.train(True)
-    for step in range(1, cfg.steps + 1):
-        loss = policy.loss(*windows.draw(cfg.batch_size, generator))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += loss.detach()
-        last = step == cfg.steps
-        evaluator = evaluate if last or step % cfg.eval_every == 0 else None
-        if evaluator is None and not last and step % REPORT_EVERY:
-            continue
-        row = {"step": float(step), "loss": _finite(total.item() / (step - reported), "loss", step)}
-        total, reported = torch.zeros((), device=device), step
-        if evaluator is not None:
-            row["success"] = _evaluate(policy, evaluator, step, cfg.seed, best)
-        history.append(row)
-        if progress is not None:
-            progress(step, cfg.steps, row)
-    return history
+    best = training.best
+    return ImitationResult(policy, best.step or cfg.steps, best.success, training.history)
 
 
 @dataclass(frozen=True)
-class _Windows:
+class Windows:
     """All windows of the demonstrations, as rows of two tensors on the device."""
 
     observations: Tensor  # (N, Do)
     actions: Tensor  # (N, Da)
-    first: Tensor  # (W,)
+    first: Tensor  # (W,) rows of frames
     newest: Tensor  # (W,)
+    last: Tensor  # (W,) of the episode
     context: int
+    horizon: int
+    held: Tensor  # (Da,) bool, entries of an episode's last action that go on behind it
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(B, To, Do) and (B, To, Da)."""
+    def draw(self, batch_size: int, generator: torch.Generator, share: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Of a batch of B, the `share` of this process: (B, To, Do) and (B, Th, Da)."""
         # Differs from the released code: drawn with replacement, where it deals out epochs and drops their
         # remainder, and so trains on nothing when the batch is larger than the data.
         device = self.newest.device
-        drawn = torch.randint(len(self.newest), (batch_size,), generator=generator, device=device)
+        drawn = torch.randint(len(self.newest), (batch_size,), generator=generator, device=device)[share]
         rows = window_rows(self.first[drawn], self.newest[drawn], self.context)  # (B, To)
-        return self.observations[rows], self.actions[rows]
+        return self.observations[rows], self.targets(drawn)
+
+    def targets(self, windows: Tensor) -> Tensor:
+        """(B,) -> (B, Th, Da): the actions from the window's first frame on, padded where there are none."""
+        ahead = torch.arange(1 - self.context, 1 - self.context + self.horizon, device=windows.device)  # (Th,)
+        wanted, last = self.newest[windows, None] + ahead, self.last[windows, None]  # (B, Th), (B, 1)
+        actions = self.actions[torch.maximum(wanted, self.first[windows, None]).minimum(last)]
+        return actions.masked_fill((wanted > last).unsqueeze(-1) & ~self.held, 0.0)
 
 
-class _Best:
-    step: int = 0
-    success: float | None = None
-    state: dict[str, Tensor] | None = None
-
-
-def _evaluate(policy: Imitator, evaluate: Evaluate, step: int, seed: int, best: _Best) -> float:
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    policy.train(False)
-    with torch.random.fork_rng(devices=devices):  # how often one evaluates must not change the training,
-        torch.manual_seed(seed)  # and every checkpoint meets the same randomness
-        success = _finite(float(evaluate(policy, step)), "evaluation success", step)
-    policy.train(True)
-    if best.success is None or success >= best.success:
-        best.step, best.success = step, success
-        best.state = {name: value.detach().clone() for name, value in policy.state_dict().items()}
-    return success
-
-
-def _load_windows(policy: Imitator, demos: "Demonstrations", cfg: ImitateConfig, device: Any) -> _Windows:
+def _load_windows(
+    policy: Imitator, demos: "Demonstrations", cfg: ImitateConfig, device: Any, task: Task | None
+) -> Windows:
     ours, theirs = (policy.obs_size, policy.action_size), (demos.obs_size, demos.action_size)
     if ours != theirs:
         raise UserError(
@@ -230,12 +235,14 @@ def _load_windows(policy: Imitator, demos: "Demonstrations", cfg: ImitateConfig,
             f"{ours[0]} and {ours[1]}: build the policy with the demonstrations' sizes."
         )
     lengths = torch.as_tensor(np.asarray(demos.lengths), dtype=torch.int64, device=device)  # (E,)
-    first, newest = window_bounds(lengths, policy.context, cfg.pad_start)
+    horizon = horizon_of(policy)
+    ahead = horizon > policy.context
+    first, newest = window_bounds(lengths, policy.context, cfg.pad_start, ahead)
     if len(newest) == 0:
         longest = int(lengths.max()) if len(lengths) else 0
         raise UserError(
-            f"No training window of {policy.context} frames fits into these demonstrations: the longest "
-            f"episode has {longest} and needs {policy.context + 1}. Set pad_start or a shorter context."
+            f"No training window of {policy.context} frames fits into these demonstrations: the longest episode "
+            f"has {longest} and needs {2 if ahead else policy.context + 1}. Set pad_start or a shorter context."
         )
     observations, actions = (
         torch.as_tensor(np.asarray(array), dtype=torch.float32, device=device)
@@ -243,10 +250,9 @@ def _load_windows(policy: Imitator, demos: "Demonstrations", cfg: ImitateConfig,
     )
     if not (observations.isfinite().all() and actions.isfinite().all()):
         raise UserError("The demonstrations hold values that are not finite: record them again without.")
-    return _Windows(observations, actions, first, newest, policy.context)
-
-
-def _finite(value: float, what: str, step: int) -> float:
-    if not math.isfinite(value):
-        raise UserError(f"The {what} is {value} at step {step}: lower the learning rate.")
-    return value
+    ends = lengths.cumsum(0) - 1  # (E,)
+    last = ends[torch.searchsorted(ends, newest)]
+    held = torch.ones(demos.action_size, dtype=torch.bool)
+    if ahead and (entries := (task or get_task(demos.task)).held_actions) is not None:
+        held = torch.zeros_like(held).index_fill(0, torch.tensor(entries, dtype=torch.long) % len(held), True)
+    return Windows(observations, actions, first, newest, last, policy.context, horizon, held.to(device))

@@ -172,6 +172,7 @@ def _task(name: str, hand: Hand) -> Task:
         make_expert=EXPERTS.get(name),
         why_not=partial(installed, "gymnasium_robotics", extra="adroit"),
         images={"rgb": _images(name, hand)},
+        held_actions=None,  # positions of the joints
         points=hand.points,
     )
 

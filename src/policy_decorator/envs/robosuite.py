@@ -290,5 +290,6 @@ def _task(name: str, scene: Scene) -> Task:
         make_env=partial(make_env, name),
         why_not=partial(installed, "robosuite", extra="robosuite"),
         make_expert=scene.make_expert,
+        held_actions=tuple(range(ROBOT_ACTION - 1, scene.action_size, ROBOT_ACTION)),
         points=scene.points,
     )

@@ -99,6 +99,9 @@ class Task:
     """What "<name>:rgb" or "<name>:rgbd" shows instead of the state."""
     shows: Images | None = None
     """Set where this is such a task."""
+    held_actions: tuple[int, ...] | None = (-1,)
+    """What goes on behind a demonstration's end: these entries of its last action (positions of grippers), while 0 in
+    all others stays where it is. None: all entries, as the control is absolute."""
     points: dict[str, tuple[int, int, int]] | None = None
     """Where named points (gripper, object, goal) stand in the observation: drawn where nothing can be rendered."""
 

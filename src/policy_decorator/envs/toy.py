@@ -122,6 +122,7 @@ def _task(name: str, *, native: bool) -> Task:
         make_env=_make_env,
         make_expert=_make_expert,
         make_native=Reach if native else None,
+        held_actions=(),
         renders=False,
     )
 

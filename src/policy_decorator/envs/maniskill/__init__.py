@@ -66,6 +66,7 @@ def _task(name: str, simulated: Simulated) -> Task:
         why_not=partial(_missing, simulated),
         images={"rgbd": _images(simulated)},
         demos_of=f"maniskill/{name}-source" if f"{name}-source" in SIMULATED else None,
+        held_actions=simulated.held_actions,
         points=simulated.points,
     )
 

@@ -42,6 +42,8 @@ class Simulated:
     """Imported first: it registers `env_id`."""
     planned: str | None = None
     """ManiSkill's environment of the same layouts, for which it has a motion-planning solution."""
+    held_actions: tuple[int, ...] = (-1,)
+    """As of the task."""
     make_expert: Callable[[], Expert] | None = None
     """Where there is no such solution: a scripted expert of ours, that sees the state"""
     make_privileged_expert: Callable[[Any], Expert] | None = None
