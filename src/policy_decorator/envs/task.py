@@ -44,6 +44,14 @@ class Images:
     """`None` or "rgb_array" -> one environment with such observations."""
     make_on_gpu: Callable[..., VectorEnv] | None = None
     """As of the task."""
+    make_native: Callable[..., VectorEnv] | None = None
+    """As of the task."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int, int]]:
+        """(C, H, W) of every kind of picture."""
+        k, size = len(self.cameras), (self.height, self.width)
+        return {"rgb": (3 * k, *size)} | ({"depth": (k, *size)} if self.depth else {})
 
 
 def image_space(state_size: int, cameras: int, height: int, width: int, *, depth: bool) -> gym.spaces.Dict:
@@ -99,12 +107,15 @@ class Task:
     """What "<name>:rgb" or "<name>:rgbd" shows instead of the state."""
     shows: Images | None = None
     """Set where this is such a task."""
+    flat: "Task | None" = None
+    """Set with `shows`: the task with its whole state as observation, in which experts and planners act."""
     points: dict[str, tuple[int, int, int]] | None = None
     """Where named points (gripper, object, goal) stand in the observation: drawn where nothing can be rendered."""
 
     def with_images(self, mode: str) -> "Task":
         """The same task seen by cameras, "rgb" or "rgbd". Raises UserError where it has no such mode."""
         shown = lookup(f"images of {self.name}", mode, self.images)
-        made = {"make_env": shown.make_env, "make_on_gpu": shown.make_on_gpu, "make_expert": None}
+        made = {"make_env": shown.make_env, "make_on_gpu": shown.make_on_gpu, "make_native": shown.make_native}
+        made |= {"flat": self, "make_expert": None}
         made |= {"make_privileged_expert": None, "demos_of": self.demos_of and f"{self.demos_of}:{mode}"}
         return replace(self, name=f"{self.name}:{mode}", obs_size=shown.state_size, shows=shown, points=None, **made)
