@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from policy_decorator import machine
+from policy_decorator.envs.images import together
 from policy_decorator.errors import UserError
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def _train(
 class _Windows:
     """All windows of the demonstrations, as rows of two tensors on the device."""
 
-    observations: Tensor  # (N, Do)
+    observations: Tensor  # (N, Do), or a TensorDict (N,) where there are pictures, as uint8
     actions: Tensor  # (N, Da)
     first: Tensor  # (W,)
     newest: Tensor  # (W,)
@@ -243,7 +244,19 @@ def _load_windows(policy: Imitator, demos: "Demonstrations", cfg: ImitateConfig,
     )
     if not (observations.isfinite().all() and actions.isfinite().all()):
         raise UserError("The demonstrations hold values that are not finite: record them again without.")
-    return _Windows(observations, actions, first, newest, policy.context)
+    return _Windows(_with_pictures(observations, policy, demos), actions, first, newest, policy.context)
+
+
+def _with_pictures(states: Tensor, policy: Imitator, demos: "Demonstrations") -> Tensor:
+    """Frames (N,) as the policy sees them. UserError where it looks at other pictures than there are."""
+    seen, shown = getattr(policy, "shapes", {}), {name: x.shape[1:] for name, x in demos.pictures.items()}
+    if seen != shown:
+        raise UserError(
+            f"The demonstrations show {shown or 'no pictures'}, the policy looks at {seen or 'none'}: build the policy "
+            "with the shapes of the demonstrations' pictures."
+        )
+    pictures = {name: torch.as_tensor(x, device=states.device) for name, x in demos.pictures.items()}
+    return together({"state": states, **pictures}, ndim=1) if pictures else states
 
 
 def _finite(value: float, what: str, step: int) -> float:
