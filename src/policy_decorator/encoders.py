@@ -2,7 +2,7 @@
 
     frame (*, {state, rgb uint8, depth int16 mm}) -> [state, features] (*, Do + F)
 
-The CNN is `PlainConv` of the released code (after ManiSkill's baselines); shifts are those of DrQ-v2 (arXiv:2107.09645).
+The CNN is `PlainConv` of the released code, after ManiSkill's baselines; shifts are DrQ-v2's (arXiv:2107.09645).
 """
 
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ class Encoder(nn.Module):
     def __init__(self, cfg: EncoderConfig, shapes: Shapes, state_size: int) -> None:
         """Raises UserError: no rgb, kinds that differ in size, pictures too small for so many halvings."""
         super().__init__()
-        self.cfg, self.shapes, self.state_size = cfg, {name: tuple(shape) for name, shape in shapes.items()}, state_size
+        self.cfg, self.shapes, self.state_size = cfg, dict(shapes), state_size
         sizes = {shape[1:] for shape in self.shapes.values()}
         if "rgb" not in shapes or len(sizes) != 1:
             raise UserError(f"An encoder needs rgb, and all pictures in one size, got {dict(shapes)}.")

@@ -49,7 +49,7 @@ def describe(folder: str | Path) -> Saved:
 
 
 def check_fits(saved: Saved, task: Task, display: Display) -> None:
-    """Refuses, with a UserError, a policy of other sizes or pictures than the task's; warns of one made for another task."""
+    """Refuses, with a UserError, a policy of other sizes or pictures; warns of one made for another task."""
     if saved.shapes != (shown := task.shows.shapes if task.shows else {}):
         raise UserError(
             f"The policy in {saved.folder} looks at {saved.shapes or 'no pictures'}, {task.name} shows "

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
+from policy_decorator.encoders import Encoder, EncoderConfig
 from policy_decorator.errors import UserError
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.auto import MeasuredExploration, bound_of
@@ -16,6 +17,7 @@ from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
 from policy_decorator.rl.replay import DataSource, NStep, Replay
 from policy_decorator.rl.sac import SAC, SACConfig
 from policy_decorator.rl.selection import Proposer, Selection, ValueSelected
+from policy_decorator.rl.sight import EmbeddedNStep, Embedding, Eye, SeeingSAC, SeeingTD3, embedding_of, seen, through
 from policy_decorator.rl.td3 import TD3, Noisy, TD3Config
 from policy_decorator.rollout import Collector
 from policy_decorator.types import Gate
@@ -61,6 +63,10 @@ class Config:
     """Where the residual speaks only if the critics prefer that to the base alone (arXiv:2311.02198, 2507.07986)."""
     select_samples: int = 1
     """Residuals the critics choose among at a decision of training, with `select_by_value` (EXPO)."""
+    sees: Literal["pictures", "embedding"] = "pictures"
+    """What residual and critics see of pictures: them, through a CNN of their own, or the frozen base's embedding."""
+    eyes: EncoderConfig = field(default_factory=EncoderConfig)
+    """That CNN."""
 
     def __post_init__(self) -> None:
         subset, critics = self.sac.critic_subset, self.nets.critics
@@ -79,38 +85,61 @@ class Config:
 def build(cfg: Config, p: Problem) -> Run:
     bound = _bound(cfg, p)
     residual, monitor = Residual(bound, cfg.actor_sees, cfg.critic_sees), Monitor()
-    actor, critics = _networks(cfg, p)
+    eye, obs_size = _eye(cfg, p)
+    actor, critics = _networks(cfg, p, obs_size)
     selection = Selection(residual, cfg.sac.actor_value)
     shown = replace(residual, actor_sees="obs+base")  # whoever is chosen by value is shown both
     where = cfg.select_by_value.replace("acting", "training+evaluation")
-    learner, explores = _learner(cfg, p, actor, critics, residual, selection if "target" in where else None)
-    gate, policy = _gate(cfg, p, monitor), DecoratedPolicy(p.base, actor, residual)
-    collector = Collector(p.env, p.base, shown if "training" in where else residual, gate, cfg.reward_shift, p.seed)
+    learner, explores = _learner(cfg, p, actor, critics, residual, selection if "target" in where else None, eye)
+    exploring, acting = (explores, residual), (actor, residual)
     if "training" in where:
-        explores = ValueSelected(explores, critics, selection, cfg.select_samples)
+        exploring = ValueSelected(explores, critics, selection, cfg.select_samples), shown
     if "evaluation" in where:
-        policy = DecoratedPolicy(p.base, ValueSelected(actor, critics, selection), shown)
-    replay = Replay(p.capacity)
+        acting = ValueSelected(actor, critics, selection), shown
+    explores, composition = through(eye, *exploring)
+    collector = Collector(p.env, p.base, composition, _gate(cfg, p, monitor), cfg.reward_shift, p.seed)
+    replay, returns = Replay(p.capacity), (cfg.n_step, cfg.sac.gamma)
     return Run(
         collector=collector,
         learner=learner,
         explorer=Explorer(explores, cfg.noise_hold),
         replay=replay,
-        nstep=NStep(cfg.n_step, cfg.sac.gamma),
-        data=_data(cfg, p, replay, collector, bound),
+        nstep=EmbeddedNStep(*returns, eye) if isinstance(eye, Embedding) else NStep(*returns),
+        data=_data(cfg, p, replay, collector, bound, eye),
         monitor=monitor,
-        policy=policy,
+        policy=DecoratedPolicy(p.base, *through(eye, *acting)),
         update=_update(p, learner),
     )
 
 
+def _eye(cfg: Config, p: Problem) -> tuple[Eye | None, int]:
+    """What makes vectors of frames, and their size; None where observations are vectors."""
+    if not p.shapes:
+        return None, p.obs_size
+    if cfg.sees == "embedding":
+        eye = embedding_of(p.base, p.env.reset(p.seed)[:, -1])
+    else:
+        eye = Encoder(cfg.eyes, p.shapes, p.obs_size).to(p.device)
+    return eye, eye.size
+
+
 def _learner(
-    cfg: Config, p: Problem, actor: TanhGaussian, critics: Critics, residual: Residual, selection: Selection | None
+    cfg: Config,
+    p: Problem,
+    actor: TanhGaussian,
+    critics: Critics,
+    residual: Residual,
+    selection: Selection | None,
+    eye: Eye | None,
 ) -> tuple[SAC | TD3, Proposer]:
     """And the actor as it explores."""
+    encoder = eye if isinstance(eye, Encoder) else None
     if cfg.learner == "td3":
-        return TD3(actor, critics, residual, cfg.sac, cfg.td3, selection), Noisy(actor, cfg.td3.exploration_std)
-    return SAC(actor, critics, residual, p.action_size, cfg.sac, selection), actor
+        td3 = actor, critics, residual, cfg.sac, cfg.td3, selection
+        learner = TD3(*td3) if encoder is None else SeeingTD3(*td3, encoder=encoder)
+        return learner, Noisy(actor, cfg.td3.exploration_std)
+    sac = actor, critics, residual, p.action_size, cfg.sac, selection
+    return SAC(*sac) if encoder is None else SeeingSAC(*sac, encoder=encoder), actor
 
 
 def _update(p: Problem, learner: SAC | TD3) -> Captured | Compiled | None:
@@ -134,21 +163,22 @@ def _gate(cfg: Config, p: Problem, monitor: Monitor) -> Gate:
     return ProgressiveExploration(cfg.horizon, start=p.warmup_steps if cfg.base_only_warmup else 0)
 
 
-def _networks(cfg: Config, p: Problem) -> tuple[TanhGaussian, Critics]:
-    seen = p.obs_size + (p.action_size if cfg.actor_sees == "obs+base" else 0)
+def _networks(cfg: Config, p: Problem, obs_size: int) -> tuple[TanhGaussian, Critics]:
+    seen = obs_size + (p.action_size if cfg.actor_sees == "obs+base" else 0)
     scored = p.action_size * (2 if cfg.critic_sees == "concat" else 1)
-    actor, critics = TanhGaussian(seen, p.chunk, cfg.nets), Critics(p.obs_size, scored, cfg.nets)
+    actor, critics = TanhGaussian(seen, p.chunk, cfg.nets), Critics(obs_size, scored, cfg.nets)
     if cfg.standardize_obs and p.obs_statistics is not None:
         for net in (actor, critics):
             net.standardize.set(*p.obs_statistics)
     return actor.to(p.device), critics.to(p.device)
 
 
-def _data(cfg: Config, p: Problem, replay: Replay, collector: Collector, bound: float) -> DataSource:
+def _data(cfg: Config, p: Problem, replay: Replay, collector: Collector, bound: float, eye: Eye | None) -> DataSource:
     if cfg.demo_share == 0 or p.demonstrated is None:
         return replay
     n_step, gamma, shift = cfg.n_step, cfg.sac.gamma, cfg.reward_shift
-    batch = transitions(p.demonstrated, bound, n_step=n_step, gamma=gamma, reward_shift=shift)
+    shown, frames = seen(p.demonstrated, eye)
+    batch = transitions(shown, bound, n_step=n_step, gamma=gamma, reward_shift=shift)
     end = cfg.demo_share if cfg.demo_share_end is None else cfg.demo_share_end
     share = Share(cfg.demo_share, end, p.warmup_steps, cfg.demo_share_steps or 0)
-    return Mixed(replay, as_source(batch), lambda: share(collector.step))
+    return Mixed(replay, as_source(batch, frames), lambda: share(collector.step))

@@ -36,6 +36,11 @@ MOST_GRAPHS = 256
 """Graphs that one process may make of one kind of learner: two for each, and two more for another number of threads."""
 
 
+def plain(b: Transition) -> Transition:
+    """The batch with dicts for TensorDicts: what has pictures, as compilers and graphs take it."""
+    return Transition(*(x if isinstance(x, Tensor) else dict(x.items()) for x in b))
+
+
 class Updated(Protocol):
     """What learns: its optimisers are attributes of it, its actor takes a step at every `cfg.actor_every`th update."""
 
@@ -64,6 +69,7 @@ class Compiled:
         """As the learner's own."""
         from torch._dynamo import config
 
+        b = plain(b)
         if not self.works.get(with_actor, True):
             return self.learner.step(b, with_actor)
         with config.patch(trace_autograd_ops=True, recompile_limit=MOST_GRAPHS):  # also where it is compiled anew
