@@ -1,10 +1,13 @@
 """What the base policy would have done in the demonstrations: the one place where it is asked about them."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from policy_decorator.demos.dataset import Demonstrations
+from policy_decorator.envs.images import together
 from policy_decorator.errors import UserError
 from policy_decorator.memory import AnyPolicy, Memoryless, session
 from policy_decorator.rl.demonstrations import Demonstrated
@@ -24,7 +27,7 @@ def demonstrate(
     for (o, a), start in zip(demos.split(), demos.starts, strict=True):
         reached = np.flatnonzero(demos.success[start : start + len(o)])
         n = int(reached[0]) + 1 if len(reached) and ends_at_success else len(o)
-        frames = torch.from_numpy(o[:n]).to(device)  # (n, Do)
+        frames = _frames(o, n, device)  # (n, Do)
         rows = torch.arange(n)[:, None] + torch.arange(1 - base.context, 1)  # (n, To)
         with torch.random.fork_rng(), torch.no_grad():
             answer = _answers(asked, frames[rows.clamp(min=0)])  # (n, Ta, Da)
@@ -35,7 +38,10 @@ def demonstrate(
         bases.append(answer)
         success.append(torch.from_numpy(demos.success[start : start + n]).to(device))
         lengths.append(n)
-    rows = torch.cat(obs), torch.cat(actions), torch.cat(bases), torch.cat(success)
+    seen: Any = torch.cat(obs)
+    if not isinstance(seen, Tensor):
+        seen["frame"] = torch.arange(len(seen), device=device)
+    rows = seen, torch.cat(actions), torch.cat(bases), torch.cat(success)
     return Demonstrated(*rows, torch.tensor(lengths, device=device), ends_at_success, asked.queries)
 
 
@@ -44,4 +50,11 @@ def _answers(asked: StatefulPolicy, windows: Tensor) -> Tensor:
     if isinstance(asked, Memoryless):
         return asked.act(windows, torch.arange(len(windows)))
     asked.reset(row := torch.zeros(1, dtype=torch.int64))
-    return torch.cat([asked.act(window[None], row) for window in windows])
+    return torch.cat([asked.act(windows[k : k + 1], row) for k in range(len(windows))])
+
+
+def _frames(seen: Any, n: int, device: torch.device) -> Tensor:
+    """The first n frames of an episode as tensors: (n, Do), or where there are pictures a TensorDict (n,)."""
+    if not isinstance(seen, dict):
+        return torch.from_numpy(seen[:n]).to(device)
+    return together({name: torch.from_numpy(x[:n]).to(device) for name, x in seen.items()}, ndim=1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,7 +88,7 @@ class Gated:
 class Trajectory:
     """What one episode saw and did."""
 
-    obs: list[np.ndarray] = field(default_factory=list)  # (Do,) newest frame at every decision
+    obs: list[np.ndarray] = field(default_factory=list)  # (Do,) newest frame at every decision, without its pictures
     actions: list[np.ndarray] = field(default_factory=list)  # (Ta, Da) as sent to the environment
 
 
@@ -120,7 +121,9 @@ class Recorded:
         return self._window
 
     def step(self, action: Tensor) -> Step:
-        obs, actions = self._window[:, -1].cpu().numpy(), action.cpu().numpy()
+        newest: Any = self._window[:, -1]
+        state = newest if isinstance(newest, Tensor) else newest["state"]
+        obs, actions = state.cpu().numpy(), action.cpu().numpy()
         out = self.env.step(action)
         for episode, o, a in zip(out.episode.tolist(), obs, actions, strict=True):
             trajectory = self.trajectories.setdefault(episode, Trajectory())

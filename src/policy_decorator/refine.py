@@ -176,6 +176,7 @@ class Refinement:
             env=self._vector(self.cfg.envs),
             base=self.base,
             obs_size=self.task.obs_size,
+            shapes=self.task.shows.shapes if self.task.shows else {},
             chunk=(self.chunk, self.task.action_size),
             capacity=self.cfg.replay_capacity or self.cfg.train.total_steps + self.cfg.envs,
             warmup_steps=self.cfg.train.warmup_steps,
@@ -204,7 +205,7 @@ class Refinement:
         """An update like those of this run, which leaves no trace in it."""
         learner, c = copy.deepcopy(self.run.learner), self.run.collector
         n = self.cfg.learn.sac.batch_size
-        obs, action = (torch.zeros(n, *x.shape[1:], device=self.device) for x in (c.window[:, -1], c.action))
+        obs, action = (x[torch.zeros(n, dtype=torch.long)] for x in (c.window[:, -1], c.action))
         flat = torch.zeros(n, device=self.device)
         batch = Transition(obs, action, action, flat, flat, flat + 1, obs, action)
 

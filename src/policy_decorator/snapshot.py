@@ -121,6 +121,7 @@ def _restored(x: Any) -> Any:
         if x.keys() == {"batch_size", "tensors"}:
             from tensordict import TensorDict
 
-            return TensorDict(x["tensors"], batch_size=x["batch_size"])
+            device = next(iter(x["tensors"].values())).device
+            return TensorDict(x["tensors"], batch_size=x["batch_size"], device=device)
         return {name: _restored(y) for name, y in x.items()}
     return type(x)(_restored(y) for y in x) if isinstance(x, (list, tuple)) else x

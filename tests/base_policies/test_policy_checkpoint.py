@@ -28,7 +28,11 @@ def saved(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", sorted(POLICIES))
+def test_every_policy_is_here_or_has_eyes() -> None:
+    assert sorted(CONFIGS) == sorted(name for name, entry in POLICIES.items() if entry.eyes != "must")
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_a_policy_comes_back_bit_identical(name: str, tmp_path: Path) -> None:
     policy = build(name, 3, 2, CONFIGS[name])
     with torch.no_grad():

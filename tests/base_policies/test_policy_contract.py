@@ -1,6 +1,7 @@
 """What holds for every entry of `POLICIES`, with its defaults and the switches it has."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,37 @@ from policy_decorator.base_policies.diffusion import DiffusionConfig
 from policy_decorator.base_policies.external import as_policy
 from policy_decorator.base_policies.imitate import ImitateConfig, Imitator, horizon_of, imitate
 from policy_decorator.demos.dataset import Demonstrations
+from policy_decorator.encoders import EncoderConfig
+from policy_decorator.envs.images import together
 from policy_decorator.errors import UserError
 
 OBS, ACTION = 6, 3
+SHAPES, EYES = {"rgb": (6, 8, 8), "depth": (2, 8, 8)}, EncoderConfig(channels=(4, 8), last_channels=8, features=16)
 SMALL = {"diffusion": DiffusionConfig(horizon=8, widths=(16, 32))}  # of those that take seconds otherwise
+KINDS = [name for name, entry in sorted(POLICIES.items()) if entry.eyes != "must"]
+KINDS += [f"{name} with eyes" for name, entry in sorted(POLICIES.items()) if entry.eyes != "cannot"]
 
 
-def demos() -> Demonstrations:
+def built(kind: str, **changes: bool) -> Imitator:
+    name, _, seeing = kind.partition(" ")
+    cfg = SMALL.get(name) or POLICIES[name].config()
+    cfg = dataclasses.replace(cfg, **{field: value for field, value in changes.items() if hasattr(cfg, field)})
+    torch.manual_seed(0)
+    policy = build(name, OBS, ACTION, cfg, **({"shapes": SHAPES, "eyes": EYES} if seeing else {}))
+    policy.fit_statistics(demos(seeing=bool(seeing)), seed=0)
+    return policy
+
+
+def windows(policy: Imitator, rows: int, scale: float = 1.0) -> Any:
+    state = torch.randn(rows, policy.context, OBS) * scale
+    if not hasattr(policy, "shapes"):
+        return state
+    rgb = torch.randint(256, (rows, policy.context, *SHAPES["rgb"]), dtype=torch.uint8)
+    depth = torch.randint(2000, (rows, policy.context, *SHAPES["depth"]), dtype=torch.int16)
+    return together({"state": state, "rgb": rgb, "depth": depth}, ndim=2)
+
+
+def demos(seeing: bool = False) -> Demonstrations:
     rng = np.random.default_rng(0)
     return Demonstrations(
         task="toy/reach",
@@ -30,15 +55,18 @@ def demos() -> Demonstrations:
         seeds=np.arange(2),
         source="a test",
         details={},
+        pictures={
+            "rgb": rng.integers(0, 256, (40, *SHAPES["rgb"]), dtype=np.uint8),
+            "depth": rng.integers(0, 2000, (40, *SHAPES["depth"]), dtype=np.int16),
+        }
+        if seeing
+        else {},
     )
 
 
-@pytest.fixture(params=sorted(POLICIES))
+@pytest.fixture(params=KINDS)
 def policy(request: pytest.FixtureRequest) -> Imitator:
-    torch.manual_seed(0)
-    policy = build(request.param, OBS, ACTION)
-    policy.fit_statistics(demos(), seed=0)
-    return policy
+    return built(request.param)
 
 
 def test_entry_and_attributes(policy: Imitator) -> None:
@@ -47,12 +75,12 @@ def test_entry_and_attributes(policy: Imitator) -> None:
     assert entry.summary
     assert dataclasses.is_dataclass(entry.config)
     assert (policy.obs_size, policy.action_size) == (OBS, ACTION)
-    assert policy.cfg == entry.config()
+    assert policy.cfg == SMALL.get(entry.name, entry.config())
 
 
 @pytest.mark.parametrize("rows", [1, 4])
 def test_act(policy: Imitator, rows: int) -> None:
-    actions = policy.act(torch.randn(rows, policy.context, OBS) * 100)
+    actions = policy.act(windows(policy, rows, 100))
     assert actions.shape == (rows, policy.chunk, ACTION)
     assert actions.dtype == torch.float32
     assert not actions.requires_grad
@@ -63,16 +91,16 @@ def test_act(policy: Imitator, rows: int) -> None:
 def test_loss_trains_every_parameter_and_acting_none(policy: Imitator) -> None:
     assert isinstance(policy, torch.nn.Module)
     before = parameter_hash(policy)
-    policy.act(torch.randn(2, policy.context, OBS))
+    policy.act(windows(policy, 2))
     assert parameter_hash(policy) == before
-    policy.loss(torch.randn(64, policy.context, OBS), torch.rand(64, horizon_of(policy), ACTION)).backward()
+    policy.loss(windows(policy, 64), torch.rand(64, horizon_of(policy), ACTION)).backward()
     assert all(parameter.grad is not None for parameter in policy.parameters())
     groups = [parameter for group in policy.parameter_groups(0.1) for parameter in group["params"]]
     assert sorted(map(id, groups)) == sorted(map(id, policy.parameters()))
 
 
 def test_same_seed_same_actions(policy: Imitator) -> None:
-    window = torch.randn(3, policy.context, OBS)
+    window = windows(policy, 3)
     answers = []
     for _ in range(2):
         torch.manual_seed(7)
@@ -83,41 +111,34 @@ def test_same_seed_same_actions(policy: Imitator) -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_acting_keeps_the_training_flag(policy: Imitator, training: bool) -> None:
     policy.train(training)
-    policy.act(torch.zeros(1, policy.context, OBS))
+    policy.act(windows(policy, 1))
     assert isinstance(policy, torch.nn.Module)
     assert all(module.training is training for module in policy.modules())
 
 
 def test_a_row_is_answered_alike_whatever_the_other_rows_hold(policy: Imitator) -> None:
-    window = torch.randn(5, policy.context, OBS)
-    other = torch.cat([window[:2], torch.randn(3, policy.context, OBS)])
+    window = windows(policy, 5)
+    other = torch.cat([window[:2], windows(policy, 3)])
     torch.manual_seed(7)
     answer = policy.act(window)
     torch.manual_seed(7)
     torch.testing.assert_close(policy.act(other)[:2], answer[:2], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(set(POLICIES) - {"diffusion"}))  # which draws other noise for other rows
-def test_rows_do_not_influence_each_other(name: str) -> None:
-    cfg = POLICIES[name].config()
-    if hasattr(cfg, "dropout_at_inference"):
-        cfg = dataclasses.replace(cfg, dropout_at_inference=False)
-    policy = build(name, OBS, ACTION, cfg)
-    policy.fit_statistics(demos())
-    window = torch.randn(5, policy.context, OBS)
-    alone = torch.cat([policy.act(row.unsqueeze(0)) for row in window])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "diffusion" not in kind])  # which draws noise per row
+def test_rows_do_not_influence_each_other(kind: str) -> None:
+    policy = built(kind, dropout_at_inference=False)
+    window = windows(policy, 5)
+    alone = torch.cat([policy.act(row[None]) for row in window])
     torch.testing.assert_close(policy.act(window), alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(POLICIES))
-def test_imitation_lowers_the_loss(name: str) -> None:
-    torch.manual_seed(0)
-    policy = build(name, OBS, ACTION, SMALL.get(name))
+def test_imitation_lowers_the_loss(policy: Imitator) -> None:
     rows: list[float] = []
     cfg = ImitateConfig(steps=30, batch_size=32, lr=1e-3, eval_every=3)
     imitate(
         policy,
-        demos(),
+        demos(seeing=hasattr(policy, "shapes")),
         cfg,
         evaluate=lambda p, s: s / 100,
         progress=lambda s, n, row: rows.append(row["loss"]),

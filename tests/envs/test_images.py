@@ -190,8 +190,8 @@ def test_names() -> None:
     assert task.make_expert is None
     with pytest.raises(UserError, match=r"images of adroit/door 'rgbd'.*Known: rgb"):
         get_task("adroit/door:rgbd")
-    with pytest.raises(UserError, match="toy/reach 'rgb': there is none"):
-        get_task("toy/reach:rgb")
+    with pytest.raises(UserError, match="toy/reach-gym 'rgb': there is none"):
+        get_task("toy/reach-gym:rgb")
 
 
 # ---- real simulators ------------------------------------------------------------------------------------------

@@ -6,12 +6,14 @@ and the attributes `cfg`, `obs_size`, `action_size`.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from policy_decorator.base_policies.bet import BehaviorTransformer, BeTConfig
 from policy_decorator.base_policies.diffusion import DiffusionConfig, DiffusionPolicy
 from policy_decorator.base_policies.imitate import ImitateConfig, Imitator
 from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
+from policy_decorator.base_policies.seeing import CNNConfig, SeeingPolicy
+from policy_decorator.encoders import EncoderConfig, Shapes
 from policy_decorator.errors import UserError, lookup
 
 
@@ -28,6 +30,8 @@ class PolicyEntry:
     """(cfg, obs_size, action_size) -> an untrained policy."""
     training: ImitateConfig = field(default_factory=ImitateConfig)
     """How it is trained unless one says otherwise."""
+    eyes: Literal["may", "must", "cannot"] = "may"
+    """Whether it can stand behind an encoder of pictures (`SeeingPolicy`), or has to."""
 
 
 DIFFUSION_TRAINING = ImitateConfig(
@@ -52,17 +56,38 @@ POLICIES: dict[str, PolicyEntry] = {
         DiffusionPolicy,
         DIFFUSION_TRAINING,
     ),
+    "cnn": PolicyEntry(
+        "cnn", "Behaviour cloning from pictures, a base policy of the paper.", CNNConfig, MLPPolicy, eyes="must"
+    ),
 }
 
 
-def build(name: str, obs_size: int, action_size: int, cfg: Any = None) -> Imitator:
+def build(
+    name: str,
+    obs_size: int,
+    action_size: int,
+    cfg: Any = None,
+    *,
+    shapes: Shapes | None = None,
+    eyes: EncoderConfig | None = None,
+) -> Imitator:
     """An untrained policy, initialised from torch's global generator.
 
+    With `shapes`, those of the pictures of a task that shows some, it looks at them through `eyes`; `obs_size` is then
+    the size of the state beside them.
+
     Raises:
-        UserError: an unknown name, or another policy's config.
+        UserError: an unknown name, another policy's config, a policy that cannot do without pictures, or with them.
     """
     entry = lookup("base policy", name, POLICIES)
     cfg = entry.config() if cfg is None else cfg
-    if not isinstance(cfg, entry.config):
+    if type(cfg) is not entry.config:
         raise UserError(f"The base policy {name!r} needs a {entry.config.__name__}, got a {type(cfg).__name__}.")
-    return entry.build(cfg, obs_size, action_size)
+    if not shapes:
+        if entry.eyes == "must":
+            raise UserError(f"{name} looks at pictures, and here are none: take a task that shows some (task:rgb).")
+        return entry.build(cfg, obs_size, action_size)
+    if entry.eyes == "cannot":
+        able = ", ".join(sorted(other.name for other in POLICIES.values() if other.eyes != "cannot"))
+        raise UserError(f"{name} cannot look at pictures. Those that can: {able}.")
+    return SeeingPolicy(cfg, obs_size, action_size, entry.build, shapes, eyes or EncoderConfig())

@@ -2,6 +2,7 @@
 
 policy.safetensors   parameters and buffers
 policy.json          format, name, config, obs_size, action_size, task, details, parameters (their SHA-256)
+                     of one that looks at pictures (format 2) also shapes, eyes
 """
 
 import dataclasses
@@ -17,10 +18,12 @@ from torch import nn
 
 from policy_decorator.base_policies import POLICIES, PolicyEntry, build
 from policy_decorator.base_policies.imitate import Imitator
-from policy_decorator.disk import atomic_bytes, disk_errors
+from policy_decorator.base_policies.seeing import SeeingPolicy
+from policy_decorator.disk import atomic_bytes, disk_errors, from_json
+from policy_decorator.encoders import EncoderConfig
 from policy_decorator.errors import UserError, lookup
 
-FORMAT = 1
+FORMAT, SEEING_FORMAT = 1, 2
 CARD = "policy.json"
 WEIGHTS = "policy.safetensors"
 
@@ -47,7 +50,7 @@ def save_policy(policy: Imitator, folder: str | Path, *, details: dict[str, Any]
     """
     entry = _entry_of(policy)
     card = {
-        "format": FORMAT,
+        "format": SEEING_FORMAT if isinstance(policy, SeeingPolicy) else FORMAT,
         "name": entry.name,
         "config": dataclasses.asdict(policy.cfg),
         "obs_size": policy.obs_size,
@@ -56,6 +59,8 @@ def save_policy(policy: Imitator, folder: str | Path, *, details: dict[str, Any]
         "details": details,
         "parameters": parameter_hash(policy),
     }
+    if isinstance(policy, SeeingPolicy):
+        card |= {"shapes": policy.shapes, "eyes": dataclasses.asdict(policy.eyes)}
     try:
         text = json.dumps(card, indent=2) + "\n"
     except TypeError as error:
@@ -84,9 +89,10 @@ def policy_card(folder: str | Path) -> dict[str, Any]:
     wanted = {"format", "name", "config", "obs_size", "action_size", "parameters"}
     if not isinstance(card, dict) or not wanted <= card.keys() or not isinstance(card["config"], dict):
         raise UserError(f"{path} does not describe a policy: save the policy again.")
-    if card["format"] != FORMAT:
+    if card["format"] not in (FORMAT, SEEING_FORMAT):
         raise UserError(
-            f"{path} has format {card['format']}, this version reads {FORMAT}: use the version that wrote it."
+            f"{path} has format {card['format']}, this version reads {FORMAT} and {SEEING_FORMAT}: use the version "
+            "that wrote it."
         )
     return card
 
@@ -103,8 +109,8 @@ def load_policy(folder: str | Path) -> Imitator:
     try:
         cfg = entry.config(**card["config"])
         with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten: leave no trace in the random state
-            policy = build(entry.name, int(card["obs_size"]), int(card["action_size"]), cfg)
-    except (TypeError, ValueError, RuntimeError) as error:
+            policy = build(entry.name, int(card["obs_size"]), int(card["action_size"]), cfg, **_sight(card))
+    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         raise UserError(f"The config in {folder / CARD} does not build a {entry.name!r} policy: {error}") from None
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} holds no parameters: {WEIGHTS} is missing. Save the policy again.")
@@ -116,6 +122,14 @@ def load_policy(folder: str | Path) -> Imitator:
         raise UserError(f"{folder / WEIGHTS} is not the file that {CARD} describes: save the policy again.")
     policy.train(False)
     return policy
+
+
+def _sight(card: dict[str, Any]) -> dict[str, Any]:
+    """What `build` must know of pictures."""
+    if card["format"] == FORMAT:
+        return {}
+    shapes = {name: tuple(shape) for name, shape in card["shapes"].items()}
+    return {"shapes": shapes, "eyes": from_json(EncoderConfig, card["eyes"], "eyes")}
 
 
 def _entry_of(policy: Imitator) -> PolicyEntry:

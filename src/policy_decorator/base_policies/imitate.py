@@ -23,6 +23,7 @@ from policy_decorator import machine
 from policy_decorator.base_policies.processes import processes_of
 from policy_decorator.base_policies.training import Training, begin_or_resume
 from policy_decorator.envs import get_task
+from policy_decorator.envs.images import together
 from policy_decorator.envs.task import Task
 from policy_decorator.errors import UserError
 
@@ -199,7 +200,7 @@ def imitate(
 class Windows:
     """All windows of the demonstrations, as rows of two tensors on the device."""
 
-    observations: Tensor  # (N, Do)
+    observations: Tensor  # (N, Do), or a TensorDict (N,) where there are pictures, as uint8
     actions: Tensor  # (N, Da)
     first: Tensor  # (W,) rows of frames
     newest: Tensor  # (W,)
@@ -255,4 +256,17 @@ def _load_windows(
     held = torch.ones(demos.action_size, dtype=torch.bool)
     if ahead and (entries := (task or get_task(demos.task)).held_actions) is not None:
         held = torch.zeros_like(held).index_fill(0, torch.tensor(entries, dtype=torch.long) % len(held), True)
-    return Windows(observations, actions, first, newest, last, policy.context, horizon, held.to(device))
+    frames = _with_pictures(observations, policy, demos)
+    return Windows(frames, actions, first, newest, last, policy.context, horizon, held.to(device))
+
+
+def _with_pictures(states: Tensor, policy: Imitator, demos: "Demonstrations") -> Tensor:
+    """Frames (N,) as the policy sees them. UserError where it looks at other pictures than there are."""
+    seen, shown = getattr(policy, "shapes", {}), {name: x.shape[1:] for name, x in demos.pictures.items()}
+    if seen != shown:
+        raise UserError(
+            f"The demonstrations show {shown or 'no pictures'}, the policy looks at {seen or 'none'}: build the policy "
+            "with the shapes of the demonstrations' pictures."
+        )
+    pictures = {name: torch.as_tensor(x, device=states.device) for name, x in demos.pictures.items()}
+    return together({"state": states, **pictures}, ndim=1) if pictures else states

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from policy_decorator.demos.dataset import Demonstrations
 
 EPISODES = 25
-FILES = ("from_dapg", "from_d4rl", "from_maniskill", "from_minari", "from_robomimic")
+FILES = ("from_dapg", "from_d4rl", "from_maniskill", "from_minari", "from_robomimic", "from_replay")
 """The options that read demonstrations instead of recording them."""
 ABOUT = """Record demonstrations of a task in simulation (by its scripted expert, a saved policy or a published \
 expert), or read them from a file of others. Only successful episodes are kept."""
@@ -57,6 +57,8 @@ class Options:
     """Read this Minari dataset: its id or its folder."""
     from_robomimic: Path | None = None
     """Read this file: a low_dim HDF5 file of robomimic."""
+    from_replay: Path | None = None
+    """For a task with pictures: read these demonstrations of its state and play them again before the cameras."""
     mask: str | None = None
     """Only the demonstrations under this mask of a robomimic file: train, valid, ..."""
     workers: int | None = None
@@ -89,7 +91,8 @@ def run(options: Options) -> Answer:
     from policy_decorator.envs import get_task
 
     task = get_task(options.task)
-    demos = _read(options, task) or _record(options, task, display(options.quiet))
+    shown = display(options.quiet)
+    demos = _read(options, task, shown) or _record(options, task, shown)
     check(demos, task)
     demos.save(options.out)
     about = demos.describe()
@@ -117,8 +120,8 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _read(o: Options, task: "envs.Task") -> "Demonstrations | None":
-    from policy_decorator.demos import d4rl, dapg, maniskill_h5, minari_reader, robomimic
+def _read(o: Options, task: "envs.Task", shown: Display) -> "Demonstrations | None":
+    from policy_decorator.demos import d4rl, dapg, dataset, maniskill_h5, minari_reader, robomimic
 
     readers: dict[str, Callable[..., Demonstrations]] = {
         "from_dapg": dapg.read_dapg,
@@ -126,6 +129,7 @@ def _read(o: Options, task: "envs.Task") -> "Demonstrations | None":
         "from_maniskill": maniskill_h5.read_maniskill,
         "from_minari": partial(minari_reader.read_minari, download=o.download),
         "from_robomimic": partial(robomimic.read_robomimic, mask=o.mask),
+        "from_replay": lambda path, task: _seen(dataset.Demonstrations.load(path), task, shown),
     }
     for name in FILES:
         if (given := getattr(o, name)) is not None:
@@ -140,6 +144,8 @@ def _record(o: Options, task: "envs.Task", shown: Display) -> "Demonstrations":
     from policy_decorator.evaluation import DEMOS
     from policy_decorator.experiments.bases import DEMOS_PER_SEED
 
+    if task.flat is not None and o.from_policy is None:  # experts act on the state
+        return _seen(_record(o, task.flat, shown), task, shown)
     episodes = EPISODES if o.episodes is None else o.episodes
     how: dict[str, Any] = {"noise": o.noise, "only_successes": not o.keep_failures}
     how |= {"seed": DEMOS + o.seed * DEMOS_PER_SEED, "max_attempts": o.max_attempts}
@@ -162,6 +168,13 @@ def _record(o: Options, task: "envs.Task", shown: Display) -> "Demonstrations":
         if has_planner(task):
             return _planned(task, episodes, o, how)
         return record_expert(task, episodes, **how)
+
+
+def _seen(demos: "Demonstrations", task: "envs.Task", shown: Display) -> "Demonstrations":
+    from policy_decorator.demos.replayed import with_pictures
+
+    with shown.stage("playing again, before the cameras", demos.episodes) as update:
+        return with_pictures(demos, task, update)
 
 
 def _planned(task: "envs.Task", episodes: int, o: Options, how: dict[str, Any]) -> "Demonstrations":

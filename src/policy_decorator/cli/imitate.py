@@ -19,6 +19,7 @@ from policy_decorator.cli.saved import choose_device
 from policy_decorator.cli.show import facts_table
 from policy_decorator.demos.dataset import Demonstrations, check
 from policy_decorator.disk import to_json
+from policy_decorator.encoders import EncoderConfig
 from policy_decorator.envs import get_task
 from policy_decorator.envs.task import Task
 from policy_decorator.envs.vector import make_vector
@@ -50,6 +51,8 @@ class Options(Generic[Net]):
     """The policy's own settings."""
     training: ImitateConfig = field(default_factory=ImitateConfig)
     """How it is trained."""
+    eyes: EncoderConfig = field(default_factory=EncoderConfig)
+    """How it looks at pictures, of tasks that show some."""
     first: int | None = None
     """Use the first N demonstrations only."""
     no_evaluate: Switch = False
@@ -96,7 +99,8 @@ def run(options: Options[Any]) -> Answer:
     demos = demos if options.first is None else demos.first(options.first)
     device, started = choose_device(options.device), time.monotonic()
     torch.manual_seed(options.training.seed)
-    policy = build(options.policy, task.obs_size, task.action_size, options.net)
+    sight = {"shapes": task.shows.shapes, "eyes": options.eyes} if task.shows else {}
+    policy = build(options.policy, task.obs_size, task.action_size, options.net, **sight)
     result = _train(policy, demos, task, options, device)
     details = {
         "task": task.name,

@@ -170,10 +170,11 @@ def _demonstrations(o: Options, task: Task) -> tuple[str, list[Episode]]:
         env.close()
 
 
-def _replay(env: Any, seed: int, observations: np.ndarray, actions: np.ndarray) -> bool:
-    """Whether the actions (L, Da) succeed again from `seed`, which must begin as the observations (L, Do) do."""
+def _replay(env: Any, seed: int, seen: Any, actions: np.ndarray) -> bool:
+    """Whether the actions (L, Da) succeed again from `seed`, which must begin as what was seen, L frames, does."""
     start, _ = env.reset(seed=seed)
-    apart = float(np.abs(start - observations[0]).max())
+    state, before = (start["state"], seen["state"]) if isinstance(start, dict) else (start, seen)
+    apart = float(np.abs(state - before[0]).max())
     if not apart <= SAME_START:
         raise UserError(
             f"Seed {seed} begins elsewhere than the demonstration did (observations differ by up to {apart:.3g}): "

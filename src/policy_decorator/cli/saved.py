@@ -29,6 +29,8 @@ class Saved:
     """Ta, actions per decision."""
     run: dict[str, Any]
     """The settings of the run it is the outcome of; empty for a base policy."""
+    shapes: dict[str, tuple[int, ...]]
+    """(C, H, W) of the pictures it looks at."""
 
 
 def describe(folder: str | Path) -> Saved:
@@ -43,11 +45,16 @@ def describe(folder: str | Path) -> Saved:
         raise UserError(f"The run {folder} is not finished. Continue it: pidec refine --out {folder} --resume")
     card = policy_card(folder)
     sizes = int(card["obs_size"]), int(card["action_size"])
-    return Saved(folder, str(card["name"]), card.get("task"), *sizes, chunk=1, run={})
+    return Saved(folder, str(card["name"]), card.get("task"), *sizes, chunk=1, run={}, shapes=_shapes(card))
 
 
 def check_fits(saved: Saved, task: Task, display: Display) -> None:
-    """Refuses, with a UserError, a policy of other sizes than the task's; warns of one made for another task."""
+    """Refuses, with a UserError, a policy of other sizes or pictures; warns of one made for another task."""
+    if saved.shapes != (shown := task.shows.shapes if task.shows else {}):
+        raise UserError(
+            f"The policy in {saved.folder} looks at {saved.shapes or 'no pictures'}, {task.name} shows "
+            f"{shown or 'none'} (channels, height, width)."
+        )
     theirs, ours = (saved.obs_size, saved.action_size), (task.obs_size, task.action_size)
     if theirs != ours:
         made_for = f" It was made for {saved.task}." if saved.task else ""
@@ -86,9 +93,14 @@ def _describe_refined(folder: Path, inner: Path) -> Saved:
     card = read_json(inner / "refined.json")
     try:
         chunk, action_size = card["chunk"]
-        return Saved(folder, "refined", card["task"], card["obs_size"], action_size, chunk, _run_of(inner))
+        sizes = card["obs_size"], action_size, chunk
+        return Saved(folder, "refined", card["task"], *sizes, _run_of(inner), _shapes(card))
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{inner / 'refined.json'} does not describe a refined policy.") from None
+
+
+def _shapes(card: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(shape) for name, shape in card.get("shapes", {}).items()}
 
 
 def _outside(saved: Saved, device: torch.device) -> AnyPolicy | None:

@@ -59,6 +59,7 @@ def demos_table(about: Mapping[str, Any], path: Path) -> Table:
         ("mean length", f"{about['mean_length']:.1f} steps"),
         ("successful", percent(about["success_rate"])),
         ("actions", "{:.3g} to {:.3g}".format(*about["action_range"])),
+        *((name, "{} x {} x {}".format(*shape)) for name, shape in about["pictures"].items()),
         *((name.replace("_", " "), str(value)) for name, value in about["details"].items()),
         ("file", str(path)),
     ]

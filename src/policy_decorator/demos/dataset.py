@@ -3,7 +3,7 @@
 On disk: one flat HDF5 file (readable with h5py or `h5dump`), no groups. E episodes, N = sum of their lengths.
 
     attribute format   "policy_decorator.demonstrations"
-    attribute version  1
+    attribute version  1, or 2 with pictures
     attribute task     name of the task
     attribute source   where they come from, in words
     attribute details  JSON object: noise, clipped entries, dropped episodes, ...
@@ -12,17 +12,23 @@ On disk: one flat HDF5 file (readable with h5py or `h5dump`), no groups. E episo
     success            (N,) bool, whether the task was solved after action t
     lengths            (E,) int64, rows of each episode, in order
     seeds              (E,) int64, reset seed of each episode, -1 where unknown
+
+Of tasks that show images, `observations` are the states beside them, and there are also (chunked by row, gzip)
+
+    rgb                (N, 3 k, H, W) uint8, of k cameras one after the other
+    depth              (N, k, H, W) int16 in millimetres, where the task shows it
 """
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from policy_decorator.demos import storage
+from policy_decorator.demos.pictures import Pictures, check_form, check_shown
 from policy_decorator.envs.task import Task
 from policy_decorator.errors import UserError
 
@@ -49,6 +55,8 @@ class Demonstrations:
     """Where they come from, in words."""
     details: dict[str, Any]
     """JSON-able: noise sigma, clipped entries, dropped episodes, whether success is known..."""
+    pictures: Pictures = field(default_factory=dict)
+    """rgb (N, C, H, W) uint8 and depth (N, C, H, W) int16, of what cameras saw; empty where there were none."""
 
     def __post_init__(self) -> None:
         rows = int(self.lengths.sum())
@@ -66,6 +74,7 @@ class Demonstrations:
                 f"These demonstrations do not fit together: lengths add up to {rows} steps, but the arrays "
                 f"are {shapes}. Leave out terminal observations, so that every row has its action."
             )
+        check_form(self.pictures, rows)
 
     @property
     def episodes(self) -> int:
@@ -93,10 +102,16 @@ class Demonstrations:
         ends = np.concatenate([[0], np.cumsum(self.success)])  # (N + 1,) successes before each row
         return ends[self.starts + self.lengths] > ends[self.starts]
 
-    def split(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Per episode: observations (L, Do), actions (L, Da)."""
+    def frames(self, rows: slice = slice(None)) -> Any:
+        """What was seen in these rows: (n, Do), or with pictures a dict of arrays `state`, `rgb`, `depth`."""
+        state = self.observations[rows]
+        return {"state": state, **{name: x[rows] for name, x in self.pictures.items()}} if self.pictures else state
+
+    def split(self) -> Iterator[tuple[Any, np.ndarray]]:
+        """Per episode of L steps: what was seen, as `frames` has it, and actions (L, Da)."""
         for start, length in zip(self.starts, self.lengths, strict=True):
-            yield self.observations[start : start + length], self.actions[start : start + length]
+            rows = slice(start, start + length)
+            yield self.frames(rows), self.actions[rows]
 
     def first(self, n: int) -> "Demonstrations":
         """The first n episodes; UserError if there are fewer."""
@@ -120,6 +135,7 @@ class Demonstrations:
             success=self.success[rows],
             lengths=self.lengths[episodes],
             seeds=self.seeds[episodes],
+            pictures={name: x[rows] for name, x in self.pictures.items()},
         )
 
     def describe(self) -> dict[str, Any]:
@@ -133,6 +149,7 @@ class Demonstrations:
             "mean_length": float(self.lengths.mean()) if self.episodes else None,
             "success_rate": float(self.episode_success.mean()) if self.episodes else None,
             "action_range": None if empty else [float(self.actions.min()), float(self.actions.max())],
+            "pictures": {name: list(x.shape[1:]) for name, x in self.pictures.items()},
             "details": self.details,
         }
 
@@ -143,24 +160,27 @@ class Demonstrations:
         be written.
         """
         attributes = {"task": self.task, "source": self.source, "details": json.dumps(self.details)}
-        storage.write(path, attributes, {name: getattr(self, name) for name in storage.ARRAYS})
+        arrays = {name: getattr(self, name) for name in storage.ARRAYS}
+        storage.write(path, attributes, arrays, self.pictures)
 
     @classmethod
     def load(cls, path: str | Path) -> "Demonstrations":
         """Read what `save` wrote. UserError: missing, not HDF5, another format or version, damaged."""
-        attributes, arrays = storage.read(path)
+        attributes, arrays, pictures = storage.read(path)
         try:
             details = json.loads(attributes["details"])
         except json.JSONDecodeError as error:
             raise UserError(f"{path} is damaged ({error}). Record the demonstrations again.") from error
-        return cls(task=attributes["task"], source=attributes["source"], details=details, **arrays)
+        task, source = attributes["task"], attributes["source"]
+        return cls(task=task, source=source, details=details, pictures=pictures, **arrays)
 
 
 def check(demos: Demonstrations, task: Task) -> None:
     """Refuse, with a UserError, demonstrations that cannot be learned from for this task.
 
     Those of a task that is neither this one nor its `demos_of`, other sizes, no episodes, an episode without steps,
-    entries that are not finite, actions that leave [-1, 1] by more than `ACTION_SLACK`.
+    entries that are not finite, actions that leave [-1, 1] by more than `ACTION_SLACK`, pictures missing or in excess,
+    of another size or unit.
     """
     if demos.task not in (task.name, task.demos_of):
         raise UserError(f"These are demonstrations of {demos.task!r}, not of {task.name!r}. Choose one of the two.")
@@ -177,6 +197,7 @@ def check(demos: Demonstrations, task: Task) -> None:
             f"Actions reach {reach:.4g}, but {task.name} takes actions in [-1, 1]. Clip them with "
             "numpy.clip(actions, -1, 1), as the environment does, or rescale them if they have another unit."
         )
+    check_shown(demos.pictures, task.shows, task.name)
 
 
 def _check_columns(what: str, demos: Demonstrations, rows: np.ndarray, size: int) -> None:

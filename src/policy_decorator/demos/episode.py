@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from policy_decorator.demos.dataset import Demonstrations
+from policy_decorator.demos.pictures import KINDS, end_to_end
 from policy_decorator.errors import UserError
 
 
@@ -16,13 +17,24 @@ class Episode(NamedTuple):
     actions: np.ndarray  # (L, Da)
     success: np.ndarray  # (L,) bool
     seed: int = -1
+    pictures: dict[str, np.ndarray] | None = None  # (L, C, H, W) each
+
+
+def episode_of(frames: Sequence[Any], actions: Sequence[np.ndarray], success: Sequence[bool], seed: int) -> Episode:
+    """From single observations, (Do,) or dicts of a state and pictures."""
+    steps = np.stack(actions), np.array(success), seed
+    if not isinstance(frames[0], dict):
+        return Episode(np.stack(frames), *steps)
+    pictures = {name: np.stack([frame[name] for frame in frames]) for name in KINDS if name in frames[0]}
+    return Episode(np.stack([frame["state"] for frame in frames]), *steps, pictures)
 
 
 def gather(task: str, episodes: Sequence[Episode], source: str, details: dict[str, Any]) -> Demonstrations:
     """Lay episodes end to end, clipping actions to [-1, 1] as the environments do.
 
     How many entries were clipped is added to `details["clipped_entries"]`; infinities are left to
-    `dataset.check`. Raises UserError if there is no episode or their shapes do not fit together.
+    `dataset.check`. Pictures are taken out of the episodes, so that they are in memory once. Raises UserError if
+    there is no episode or their shapes do not fit together.
     """
     if not episodes:
         raise UserError(f"{source} holds no episodes of {task}. Record or choose another source.")
@@ -43,4 +55,5 @@ def gather(task: str, episodes: Sequence[Episode], source: str, details: dict[st
         seeds=np.array([episode.seed for episode in episodes], dtype=np.int64),
         source=source,
         details={**details, "clipped_entries": clipped},
+        pictures=end_to_end([{} if episode.pictures is None else episode.pictures for episode in episodes]),
     )

@@ -7,15 +7,18 @@ et al. 2017, DART).
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from torch import Tensor
 
 from policy_decorator.demos.dataset import Demonstrations
-from policy_decorator.demos.episode import Episode, gather
+from policy_decorator.demos.episode import Episode, episode_of, gather
+from policy_decorator.envs.images import together
 from policy_decorator.envs.task import Expert, Task
 from policy_decorator.errors import UserError
 from policy_decorator.memory import AnyPolicy, session
@@ -118,27 +121,39 @@ def _in_chunks(policy: StatefulPolicy, device: torch.device) -> Expert:
     """One episode of a policy as a function of the newest frame, (Do,) -> (Da,)."""
     row = torch.zeros(1, dtype=torch.int64)
     policy.reset(row)
-    frames: list[np.ndarray] = []
+    frames: list[Any] = []
     queue: list[np.ndarray] = []
 
-    def act(obs: np.ndarray) -> np.ndarray:
-        obs = np.array(obs, dtype=np.float32)  # a copy: some environments write into the same array again
+    def act(obs: Any) -> np.ndarray:
+        obs = _copy(obs)
         # Every slot of the window holds the first frame until there are enough.
         frames[:] = [*frames[1:], obs] if frames else [obs] * policy.context
         if not queue:
-            window = torch.as_tensor(np.stack(frames), dtype=torch.float32, device=device)  # (To, Do)
             with torch.no_grad():
-                queue.extend(policy.act(window[None], row)[0].cpu().numpy())  # Ta of (Da,)
+                queue.extend(policy.act(_window(frames, device), row)[0].cpu().numpy())  # Ta of (Da,)
         return queue.pop(0)
 
     return act
+
+
+def _copy(obs: Any) -> Any:
+    """Of one observation, as some environments write into the same array again; a state is float32."""
+    return deepcopy(obs) if isinstance(obs, dict) else np.array(obs, dtype=np.float32)
+
+
+def _window(frames: list[Any], device: torch.device) -> Tensor:
+    """(1, To, Do), or a TensorDict (1, To)."""
+    if not isinstance(frames[0], dict):
+        return torch.as_tensor(np.stack(frames)[None], device=device)
+    stacked = {name: np.stack([frame[name] for frame in frames])[None] for name in frames[0]}
+    return together({name: torch.as_tensor(x, device=device) for name, x in stacked.items()}, ndim=2)
 
 
 def _episode(task: Task, env: gym.Env[Any, Any], act: Expert, seed: int, noise: float) -> tuple[Episode, int]:
     """One attempt, and how many entries of its actions had to be clipped."""
     # Not the stream of the environment, which gymnasium starts from the same seed.
     rng = np.random.default_rng([seed, 1])
-    observations: list[np.ndarray] = []
+    seen: list[Any] = []
     actions: list[np.ndarray] = []
     success: list[bool] = []
     clipped = 0
@@ -153,13 +168,13 @@ def _episode(task: Task, env: gym.Env[Any, Any], act: Expert, seed: int, noise: 
         noisy = np.clip(proposed, -1, 1) + rng.normal(0, noise, proposed.shape)  # (Da,)
         clipped += int(((np.abs(proposed) > 1) | (np.abs(noisy) > 1)).sum())
         action = np.clip(noisy, -1, 1).astype(np.float32)
-        observations.append(np.array(obs, dtype=np.float32))
+        seen.append(_copy(obs))
         actions.append(action)
         obs, _, terminated, truncated, info = env.step(action)
         success.append(_succeeded(task, info))
         if success[-1] or terminated or truncated:  # an environment that has ended must not be stepped on
             break
-    return Episode(np.stack(observations), np.stack(actions), np.array(success), seed), clipped
+    return episode_of(seen, actions, success, seed), clipped
 
 
 def _succeeded(task: Task, info: dict[str, Any]) -> bool:

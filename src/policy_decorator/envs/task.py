@@ -44,6 +44,14 @@ class Images:
     """`None` or "rgb_array" -> one environment with such observations."""
     make_on_gpu: Callable[..., VectorEnv] | None = None
     """As of the task."""
+    make_native: Callable[..., VectorEnv] | None = None
+    """As of the task."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int, int]]:
+        """(C, H, W) of every kind of picture."""
+        k, size = len(self.cameras), (self.height, self.width)
+        return {"rgb": (3 * k, *size)} | ({"depth": (k, *size)} if self.depth else {})
 
 
 def image_space(state_size: int, cameras: int, height: int, width: int, *, depth: bool) -> gym.spaces.Dict:
@@ -102,6 +110,8 @@ class Task:
     held_actions: tuple[int, ...] | None = (-1,)
     """What goes on behind a demonstration's end: these entries of its last action (positions of grippers), while 0 in
     all others stays where it is. None: all entries, as the control is absolute."""
+    flat: "Task | None" = None
+    """Set with `shows`: the task with its whole state as observation, in which experts and planners act."""
     points: dict[str, tuple[int, int, int]] | None = None
     """Where named points (gripper, object, goal) stand in the observation: drawn where nothing can be rendered."""
 
@@ -113,6 +123,7 @@ class Task:
     def with_images(self, mode: str) -> "Task":
         """The same task seen by cameras, "rgb" or "rgbd". Raises UserError where it has no such mode."""
         shown = lookup(f"images of {self.name}", mode, self.images)
-        made = {"make_env": shown.make_env, "make_on_gpu": shown.make_on_gpu, "make_expert": None}
+        made = {"make_env": shown.make_env, "make_on_gpu": shown.make_on_gpu, "make_native": shown.make_native}
+        made |= {"flat": self, "make_expert": None}
         made |= {"make_privileged_expert": None, "demos_of": self.demos_of and f"{self.demos_of}:{mode}"}
         return replace(self, name=f"{self.name}:{mode}", obs_size=shown.state_size, shows=shown, points=None, **made)

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policy_decorator.envs.task import Expert, Task
+from policy_decorator.envs.task import Expert, Images, Task
+from policy_decorator.envs.toy_pictures import SIZE, SeenReach, SeenReachEnv
 from policy_decorator.types import Step
 
 SPEED, RADIUS, MAX_STEPS = 0.2, 0.06, 25
@@ -102,6 +103,10 @@ def _make_env(render_mode: str | None) -> ReachEnv:
     return ReachEnv()
 
 
+def _make_seen(render_mode: str | None) -> SeenReachEnv:
+    return SeenReachEnv(_make_env(render_mode))
+
+
 def _make_expert() -> Expert:
     return _expert
 
@@ -124,8 +129,11 @@ def _task(name: str, *, native: bool) -> Task:
         make_native=Reach if native else None,
         held_actions=(),
         renders=False,
+        images={"rgb": SEEN} if native else {},
     )
 
+
+SEEN = Images(("above",), SIZE, SIZE, depth=False, state_size=2, make_env=_make_seen, make_native=SeenReach)
 
 TASKS = {
     "toy/reach": _task("toy/reach", native=True),

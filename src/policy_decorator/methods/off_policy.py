@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from policy_decorator.encoders import Encoder, EncoderConfig
 from policy_decorator.errors import UserError
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.captured import Captured
@@ -14,6 +15,7 @@ from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
 from policy_decorator.rl.replay import DataSource, NStep, Replay
 from policy_decorator.rl.sac import SAC, SACConfig
 from policy_decorator.rl.selection import Proposer, Selection
+from policy_decorator.rl.sight import EmbeddedNStep, Embedding, Eye, SeeingSAC, SeeingTD3, embedding_of, seen
 from policy_decorator.rl.td3 import TD3, Noisy, TD3Config
 from policy_decorator.rollout import Collector
 from policy_decorator.types import BasePolicy, Composition
@@ -45,6 +47,10 @@ class OffPolicyConfig:
     """Settings of sac; td3 shares those that are not about entropy, ppo gamma, lr and max_grad_norm."""
     td3: TD3Config = field(default_factory=TD3Config)
     """Settings of td3 alone."""
+    sees: Literal["pictures", "embedding"] = "pictures"
+    """What actor and critics see of pictures: them, through a CNN of their own, or the frozen base's embedding."""
+    eyes: EncoderConfig = field(default_factory=EncoderConfig)
+    """That CNN."""
 
     def __post_init__(self) -> None:
         subset, critics = self.sac.critic_subset, self.nets.critics
@@ -63,9 +69,20 @@ class OffPolicyConfig:
         return self.demo_share > 0
 
 
-def networks(cfg: OffPolicyConfig, p: Problem, seen: int, scored: int) -> tuple[TanhGaussian, Critics]:
-    """An actor that sees `seen` numbers, and critics of observations and `scored` numbers."""
-    actor, critics = TanhGaussian(seen, p.chunk, cfg.nets), Critics(p.obs_size, scored, cfg.nets)
+def eye_of(cfg: OffPolicyConfig, p: Problem) -> tuple[Eye | None, int]:
+    """What makes vectors of frames, and their size; None where observations are vectors."""
+    if not p.shapes:
+        return None, p.obs_size
+    if cfg.sees == "embedding":
+        eye = embedding_of(p.base, p.env.reset(p.seed)[:, -1])
+    else:
+        eye = Encoder(cfg.eyes, p.shapes, p.obs_size).to(p.device)
+    return eye, eye.size
+
+
+def networks(cfg: OffPolicyConfig, p: Problem, shown: int, obs_size: int, scored: int) -> tuple[TanhGaussian, Critics]:
+    """An actor that sees `shown` numbers, and critics of `obs_size` and `scored` numbers."""
+    actor, critics = TanhGaussian(shown, p.chunk, cfg.nets), Critics(obs_size, scored, cfg.nets)
     if cfg.standardize_obs and p.obs_statistics is not None:
         for net in (actor, critics):
             net.standardize.set(*p.obs_statistics)
@@ -79,11 +96,16 @@ def learner_of(
     critics: Critics,
     composition: Composition,
     selection: Selection | None = None,
+    eye: Eye | None = None,
 ) -> tuple[SAC | TD3, Proposer]:
     """And the actor as it explores."""
+    encoder = eye if isinstance(eye, Encoder) else None
     if cfg.learner == "td3":
-        return TD3(actor, critics, composition, cfg.sac, cfg.td3, selection), Noisy(actor, cfg.td3.exploration_std)
-    return SAC(actor, critics, composition, p.action_size, cfg.sac, selection), actor
+        td3 = actor, critics, composition, cfg.sac, cfg.td3, selection
+        learner = TD3(*td3) if encoder is None else SeeingTD3(*td3, encoder=encoder)
+        return learner, Noisy(actor, cfg.td3.exploration_std)
+    sac = actor, critics, composition, p.action_size, cfg.sac, selection
+    return SAC(*sac) if encoder is None else SeeingSAC(*sac, encoder=encoder), actor
 
 
 def assemble(
@@ -96,16 +118,17 @@ def assemble(
     policy: BasePolicy,
     monitor: Monitor,
     bound: float = 1.0,
+    eye: Eye | None = None,
 ) -> Run:
     """The run of these parts; `bound` is what demonstrated corrections are measured in."""
-    replay = Replay(p.capacity)
+    replay, returns = Replay(p.capacity), (cfg.n_step, cfg.sac.gamma)
     return Run(
         collector=collector,
         learner=learner,
         explorer=Explorer(explores, cfg.noise_hold),
         replay=replay,
-        intake=NStep(cfg.n_step, cfg.sac.gamma),
-        data=_data(cfg, p, replay, collector, bound),
+        intake=EmbeddedNStep(*returns, eye) if isinstance(eye, Embedding) else NStep(*returns),
+        data=_data(cfg, p, replay, collector, bound, eye),
         monitor=monitor,
         policy=policy,
         update=_update(p, learner),
@@ -119,11 +142,14 @@ def _update(p: Problem, learner: SAC | TD3) -> Captured | Compiled | None:
     return compiled
 
 
-def _data(cfg: OffPolicyConfig, p: Problem, replay: Replay, collector: Collector, bound: float) -> DataSource:
+def _data(
+    cfg: OffPolicyConfig, p: Problem, replay: Replay, collector: Collector, bound: float, eye: Eye | None
+) -> DataSource:
     if cfg.demo_share == 0 or p.demonstrated is None:
         return replay
     n_step, gamma, shift = cfg.n_step, cfg.sac.gamma, cfg.reward_shift
-    batch = transitions(p.demonstrated, bound, n_step=n_step, gamma=gamma, reward_shift=shift)
+    shown, frames = seen(p.demonstrated, eye)
+    batch = transitions(shown, bound, n_step=n_step, gamma=gamma, reward_shift=shift)
     end = cfg.demo_share if cfg.demo_share_end is None else cfg.demo_share_end
     share = Share(cfg.demo_share, end, p.warmup_steps, cfg.demo_share_steps or 0)
-    return Mixed(replay, as_source(batch), lambda: share(collector.step))
+    return Mixed(replay, as_source(batch, frames), lambda: share(collector.step))

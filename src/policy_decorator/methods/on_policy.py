@@ -32,9 +32,11 @@ class OnPolicyRun(Run):
 
 
 def build(cfg: "ResidualConfig", p: Problem, residual: Residual, gate: Gate, monitor: Monitor) -> Run:
-    """Raises UserError: a warm-up in which something else than the policy would act."""
+    """Raises UserError: a warm-up in which something else than the policy would act, a task with pictures."""
     if p.warmup_steps and not cfg.base_only_warmup:
         raise UserError("PPO cannot learn from random actions: give --warmup-steps 0, or --base-only-warmup.")
+    if p.shapes:
+        raise UserError("PPO has no eyes here: take --learner sac for a task with pictures.")
     seen = p.obs_size + (p.action_size if cfg.actor_sees == "obs+base" else 0)
     std = INITIAL_STD if cfg.nets.initial_std is None else cfg.nets.initial_std
     actor = TanhGaussian(seen, p.chunk, replace(cfg.nets, initial_std=std)).to(p.device)

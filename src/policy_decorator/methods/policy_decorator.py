@@ -6,12 +6,13 @@ from typing import Literal
 from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
 from policy_decorator.errors import UserError
 from policy_decorator.methods import on_policy
-from policy_decorator.methods.off_policy import OffPolicyConfig, assemble, learner_of, networks
+from policy_decorator.methods.off_policy import OffPolicyConfig, assemble, eye_of, learner_of, networks
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.auto import MeasuredExploration, bound_of
 from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.ppo import PPOConfig
 from policy_decorator.rl.selection import Selection, ValueSelected
+from policy_decorator.rl.sight import through
 from policy_decorator.rollout import Collector
 from policy_decorator.types import Gate
 
@@ -66,20 +67,23 @@ def build(cfg: Config, p: Problem) -> Run:
     residual, monitor = Residual(bound, cfg.actor_sees, cfg.critic_sees), Monitor()
     if cfg.learner == "ppo":
         return on_policy.build(cfg, p, residual, _gate(cfg, p, monitor), monitor)
-    seen = p.obs_size + (p.action_size if cfg.actor_sees == "obs+base" else 0)
-    actor, critics = networks(cfg, p, seen, p.action_size * (2 if cfg.critic_sees == "concat" else 1))
+    eye, obs_size = eye_of(cfg, p)
+    seen = obs_size + (p.action_size if cfg.actor_sees == "obs+base" else 0)
+    actor, critics = networks(cfg, p, seen, obs_size, p.action_size * (2 if cfg.critic_sees == "concat" else 1))
     selection = Selection(residual, cfg.sac.actor_value)
     shown = replace(residual, actor_sees="obs+base")  # whoever is chosen by value is shown both
     where = cfg.select_by_value.replace("acting", "training+evaluation")
-    learner, explores = learner_of(cfg, p, actor, critics, residual, selection if "target" in where else None)
-    gate, policy = _gate(cfg, p, monitor), DecoratedPolicy(p.base, actor, residual)
-    collector = Collector(p.env, p.base, shown if "training" in where else residual, gate, cfg.reward_shift, p.seed)
+    learner, explores = learner_of(cfg, p, actor, critics, residual, selection if "target" in where else None, eye)
+    exploring, acting = (explores, residual), (actor, residual)
     if "training" in where:
-        explores = ValueSelected(explores, critics, selection, cfg.select_samples)
+        exploring = ValueSelected(explores, critics, selection, cfg.select_samples), shown
     if "evaluation" in where:
-        policy = DecoratedPolicy(p.base, ValueSelected(actor, critics, selection), shown)
+        acting = ValueSelected(actor, critics, selection), shown
+    explores, composition = through(eye, *exploring)
+    collector = Collector(p.env, p.base, composition, _gate(cfg, p, monitor), cfg.reward_shift, p.seed)
+    policy = DecoratedPolicy(p.base, *through(eye, *acting))
     parts = {"collector": collector, "learner": learner, "explores": explores, "policy": policy}
-    return assemble(cfg, p, **parts, monitor=monitor, bound=bound)
+    return assemble(cfg, p, **parts, monitor=monitor, bound=bound, eye=eye)
 
 
 def _bound(cfg: Config, p: Problem) -> float:

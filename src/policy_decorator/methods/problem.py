@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from policy_decorator.encoders import Shapes
 from policy_decorator.memory import AnyPolicy
 from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.exploration import Explorer
@@ -25,12 +26,15 @@ class Problem:
     env: VectorEnv
     base: AnyPolicy
     obs_size: int
+    """Of the state alone, where there are pictures too."""
     chunk: tuple[int, int]
     """(Ta, Da) of the base policy's actions."""
     capacity: int
     """Decisions the replay holds."""
     warmup_steps: int
     """Environment steps before the first update."""
+    shapes: Shapes = field(default_factory=dict)
+    """(C, H, W) of the pictures that the task shows."""
     seed: int = 0
     """Seed of the first training episode."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))

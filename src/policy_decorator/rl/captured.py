@@ -7,12 +7,13 @@ numbers of the CUDA generator go on from replay to replay as they would without 
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
-from policy_decorator.rl.compiled import Metrics, Step, Updated
+from policy_decorator.rl.compiled import Metrics, Step, Updated, plain
 from policy_decorator.types import Transition
 
 WARM_UP = 3
@@ -86,11 +87,22 @@ class Captured:
 
     def _place(self, b: Transition) -> Transition:
         """The batch, where the graphs look for it."""
+        b = plain(b)
         if self.batch is None:
-            self.batch = Transition(*(x.clone() for x in b))
+            self.batch = Transition(*(_cloned(x) for x in b))
             return self.batch
-        for place, x in zip(self.batch, b, strict=True):
+        for place, x in zip(_tensors(self.batch), _tensors(b), strict=True):
             if place.shape != x.shape:
                 raise ValueError(f"updates were recorded for batches of {tuple(place.shape)}, not {tuple(x.shape)}")
             place.copy_(x)
         return self.batch
+
+
+def _cloned(x: Any) -> Any:
+    return {name: y.clone() for name, y in x.items()} if isinstance(x, dict) else x.clone()
+
+
+def _tensors(b: Transition) -> list[Tensor]:
+    """All of a batch; pictures and what is beside them in the order of their names."""
+    parts: list[Any] = list(b)
+    return [y for x in parts for y in ([x[name] for name in sorted(x)] if isinstance(x, dict) else [x])]

@@ -9,7 +9,7 @@ call: twenty seconds on a CPU, three where PyTorch's cache on disk has it from a
 
 import warnings
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,12 @@ def can_compile() -> bool:
 
 MOST_GRAPHS = 256
 """Graphs that one process may make of one kind of learner: two for each, and two more for another number of threads."""
+
+
+def plain(b: Transition) -> Transition:
+    """The batch with dicts for TensorDicts: what has pictures, as compilers and graphs take it."""
+    columns: Any = (x if isinstance(x, Tensor) else dict(x.items()) for x in b)
+    return Transition(*columns)
 
 
 class Updated(Protocol):
@@ -64,6 +70,7 @@ class Compiled:
         """As the learner's own."""
         from torch._dynamo import config
 
+        b = plain(b)
         if not self.works.get(with_actor, True):
             return self.learner.step(b, with_actor)
         with config.patch(trace_autograd_ops=True, recompile_limit=MOST_GRAPHS):  # also where it is compiled anew

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from policy_decorator.rl.replay import DataSource, Replay
+from policy_decorator.rl.replay import DataSource, Pictures, Replay
 from policy_decorator.types import Transition
 
 
@@ -19,7 +19,7 @@ from policy_decorator.types import Transition
 class Demonstrated:
     """Episodes one after the other and the base policy's answers in them."""
 
-    obs: Tensor  # (N, Do)
+    obs: Tensor  # (N, Do), or frames (N,) with pictures
     action: Tensor  # (N, 1, Da)
     base: Tensor  # (N, 1, Da)
     success: Tensor  # (N,) bool
@@ -51,9 +51,12 @@ def transitions(d: Demonstrated, bound: float, *, n_step: int, gamma: float, rew
     return Transition(*(x[keep] for x in columns))
 
 
-def as_source(batch: Transition) -> Replay:
-    """A fixed set of transitions to sample from."""
+def as_source(batch: Transition, frames: Tensor | None = None) -> Replay:
+    """A fixed set of transitions to sample from; `frames` (N,) have the pictures, by number, that it lacks."""
     source = Replay(len(batch.reward))
+    if frames is not None:
+        source.pictures = Pictures(len(frames))
+        source.pictures.put(frames)
     source.add(batch)
     return source
 
