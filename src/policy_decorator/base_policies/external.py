@@ -1,6 +1,8 @@
 """Anyone's policy as a base policy: a function, a network, a scripted expert, a Stable-Baselines3 model.
 
-act(window (B, 1, Do)) = fn(obs (B, Do)) or, row by row, fn(obs (Do,));  every answer is checked
+act(window (B, To, Do)) = fn(obs (B, Do)) or, row by row, fn(obs (Do,));  every answer is checked
+
+Policies with a memory, files and servers have files of their own beside this one.
 """
 
 import inspect
@@ -8,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from policy_decorator.base_policies.answers import WrongShape, check_numbers, checked, device_of, shaped
 from policy_decorator.errors import UserError
 from policy_decorator.memory import AnyPolicy
 
@@ -29,18 +31,19 @@ class _Style:
         return f"{'a batch (B, Do)' if self.batched else 'one row (Do,)'} as a {self.arrays} array"
 
 
-class _WrongShape(Exception):
-    pass
-
-
 class CallablePolicy:
-    """A memoryless function of the newest observation as a base policy.
+    """A memoryless function of the last observations as a base policy.
 
     `fn` takes a batch (B, Do) or one observation (Do,), as torch tensor or numpy float32 array, and answers
-    with as many actions of size `action_size`. How it wants to be called is found out at the first decision,
-    by a few trial calls; `batched` and `arrays` settle it beforehand. The function gets a copy of the
-    observations, is called without gradients, and none of its parameters is touched. Actions are clamped to
-    [-1, 1], as the environment would do with them.
+    with as many actions of size `action_size`, or chunks of them, (B, T, Da) or (T, Da). How it wants to be called is
+    found out at the first decision, by a few trial calls; `batched` and `arrays` settle it beforehand. The function
+    gets a copy of the observations, is called without gradients, and none of its parameters is touched; a network gets
+    them on its own device. Actions are clamped to [-1, 1], as the environment would do with them.
+
+    Args:
+        chunk: Ta, how many of the T actions are executed before it is asked again; None: it answers with one.
+        context: To; above 1 it takes windows (B, To, Do) or (To, Do) of that many frames, from old to new.
+        device: where it wants tensors; None: where a network's parameters are, or else where the observations are.
 
     Raises:
         UserError: no way of calling it gives actions of the right shape, or an action is not finite.
@@ -53,52 +56,52 @@ class CallablePolicy:
         *,
         batched: bool | None = None,
         arrays: Arrays | None = None,
+        chunk: int | None = None,
+        context: int = 1,
+        device: torch.device | None = None,
     ) -> None:
         if not callable(fn) or isinstance(fn, type):
             raise UserError(f"A policy must be a function of the observation, got {fn!r}.")
-        self.fn = fn
-        self.action_size = action_size
+        if min(context, 1 if chunk is None else chunk) < 1:
+            raise UserError(f"chunk and context of a policy must be at least 1, got {chunk} and {context}.")
+        self.fn, self.action_size, self.context = fn, action_size, context
+        self.device = device or device_of(fn)
+        self._chunk = chunk
         kinds: list[Arrays] = [arrays] if arrays else ["torch"] if isinstance(fn, nn.Module) else ["torch", "numpy"]
         ways = [True, False] if batched is None else [batched]
         self._candidates = [_Style(arrays, way) for way in ways for arrays in kinds]
         self._style: _Style | None = None
 
     @property
-    def context(self) -> int:
-        """To: it sees the newest frame alone."""
-        return 1
-
-    @property
     def chunk(self) -> int:
         """Ta: actions it answers with."""
-        return 1
+        return self._chunk or 1
 
     @torch.no_grad()
     def act(self, window: Tensor) -> Tensor:
-        """(B, To, Do) -> (B, 1, Da) in [-1, 1], float32 on the window's device."""
-        obs = window[:, -1]  # (B, Do)
+        """(B, To, Do) -> (B, Ta, Da) in [-1, 1], float32 on the window's device."""
+        seen = window[:, -self.context :] if self.context > 1 else window[:, -1]  # (B, To, Do) or (B, Do)
         if self._style is None:
-            self._style = self._find_style(obs)
+            self._style = self._find_style(seen)
         try:
-            actions = self._call(obs, self._style)  # (B, Da)
-        except _WrongShape as error:
+            actions = self._call(seen, self._style)
+        except WrongShape as error:
             raise UserError(f"The policy {error}") from None
-        self._check_finite(actions)
-        return actions.clamp(-1.0, 1.0).unsqueeze(1)
+        return checked(actions)
 
-    def _find_style(self, obs: Tensor) -> _Style:
-        probe = obs[:2]
+    def _find_style(self, seen: Tensor) -> _Style:
+        probe = seen[:2]
         if len(probe) < 2 or torch.equal(probe[0], probe[1]):
-            probe = torch.stack([obs[0], obs[0] + 0.01])  # (2, Do), near enough to be a possible observation
+            probe = torch.stack([seen[0], seen[0] + 0.01])  # two rows, near enough to be possible observations
         tried: list[str] = []
         for style in self._candidates:
             try:
                 answer = self._call(probe, style)
                 if style.batched and self._mixes_rows(probe, answer, style):
-                    raise _WrongShape("does not answer for each row on its own.")
+                    raise WrongShape("does not answer for each row on its own.")
                 return style
             except Exception as error:  # whatever a foreign function raises means that it is not called like this
-                reason = "it " if isinstance(error, _WrongShape) else f"{type(error).__name__}: "
+                reason = "it " if isinstance(error, WrongShape) else f"{type(error).__name__}: "
                 tried.append(f"\n  with {style}: {reason}{error}")
         raise UserError(
             f"The policy cannot be asked for {self.action_size} actions. Tried:{''.join(tried)}\n"
@@ -113,44 +116,34 @@ class CallablePolicy:
         alone = self._call(probe[:1], style)
         return not torch.allclose(alone, answer[:1], rtol=1e-3, atol=1e-4)
 
-    def _call(self, obs: Tensor, style: _Style) -> Tensor:
-        size = self.action_size
+    def _call(self, seen: Tensor, style: _Style) -> Tensor:
+        """(B, Do) or (B, To, Do) -> (B, Ta, Da)."""
         if style.batched:
-            return self._ask(obs, style, {(len(obs), size), (len(obs), 1, size)}).reshape(-1, size)
-        shapes = {(size,), (1, size)} | ({()} if size == 1 else set())
-        return torch.stack([self._ask(row, style, shapes).reshape(size) for row in obs])
+            return self._ask(seen, style, (len(seen),))
+        return torch.stack([self._ask(row, style, ()) for row in seen])
 
-    def _ask(self, obs: Tensor, style: _Style, shapes: set[tuple[int, ...]]) -> Tensor:
-        answer = self.fn(obs.clone() if style.arrays == "torch" else obs.cpu().numpy().copy())
-        if not isinstance(answer, Tensor):
-            answer = torch.from_numpy(np.array(answer, dtype=np.float32))
-        if tuple(answer.shape) not in shapes:
-            wanted = " or ".join(str(shape) for shape in sorted(shapes))
-            raise _WrongShape(f"answered with shape {tuple(answer.shape)} instead of {wanted}.")
-        return answer.detach().to(device=obs.device, dtype=torch.float32)
-
-    def _check_finite(self, actions: Tensor) -> None:
-        bad = ~actions.isfinite().all(dim=1)  # (B,)
-        if bad.any():
-            row = int(bad.nonzero()[0])
-            raise UserError(
-                f"The policy's action in row {row} of {len(actions)} is not finite: {actions[row].tolist()}. "
-                "Look at what it does with this observation."
-            )
+    def _ask(self, seen: Tensor, style: _Style, rows: tuple[int, ...]) -> Tensor:
+        given: Any = seen.to(self.device or seen.device, copy=True)
+        answer = self.fn(given if style.arrays == "torch" else given.cpu().numpy())
+        return shaped(answer, rows, self._chunk, self.action_size).to(device=seen.device, dtype=torch.float32)
 
 
 def as_policy(policy: Any, action_size: int) -> AnyPolicy:
-    """Any kind of policy as a `BasePolicy`.
+    """Any kind of policy as a `BasePolicy`, or as a `StatefulPolicy` where it has a memory.
 
     - with `act` and `context`: already one, returned as it is;
-    - with `predict(obs, deterministic=True)`: Stable-Baselines3, or anything that predicts;
+    - LeRobot's (`select_action` and `reset`) and robomimic's (`start_episode`), of one observation; see `from_lerobot`
+      and `from_robomimic` for those of several;
+    - with `predict(obs, deterministic=True)`: Stable-Baselines3, recurrent too, or anything that predicts;
     - with `act(obs)`, or callable: a memoryless function, see `CallablePolicy`.
 
     Raises:
-        UserError: none of these, or a policy for another number of actions.
+        UserError: none of these, a policy for another number of actions, or one whose numbers are not finite.
     """
     if isinstance(policy, type):
         raise UserError(f"{policy.__name__} is a class: give a policy made from it.")
+    if isinstance(policy, nn.Module):
+        check_numbers(policy)
     act = getattr(policy, "act", None)
     if callable(act) and hasattr(policy, "context"):
         theirs = getattr(policy, "action_size", action_size)
@@ -159,10 +152,8 @@ def as_policy(policy: Any, action_size: int) -> AnyPolicy:
                 f"The policy answers with {theirs} actions, {action_size} are needed: is it another task's?"
             )
         return policy
-    predict = getattr(policy, "predict", None)
-    if callable(predict):
-        chosen = {"deterministic": True} if _takes(predict, "deterministic") else {}
-        return CallablePolicy(lambda obs: _action_of(predict(obs, **chosen)), action_size, arrays="numpy")
+    if (asked := _of_a_library(policy, action_size)) is not None:
+        return asked
     if callable(act):
         return CallablePolicy(lambda obs: _action_of(act(obs)), action_size)
     if callable(policy):
@@ -171,6 +162,20 @@ def as_policy(policy: Any, action_size: int) -> AnyPolicy:
         f"A {type(policy).__name__} is not a policy: give a function from observations to actions, or an "
         "object with `act(window)` and `context`, with `act(obs)`, or with `predict(obs)`."
     )
+
+
+def _of_a_library(policy: Any, action_size: int) -> AnyPolicy | None:
+    from policy_decorator.base_policies import lerobot, robomimic, sb3  # each of them uses this file
+
+    if lerobot.is_lerobot(policy):
+        return lerobot.from_lerobot(policy, action_size)
+    if robomimic.is_robomimic(policy):
+        return robomimic.from_robomimic(policy, action_size)
+    predict = getattr(policy, "predict", None)
+    if callable(predict):
+        chosen = {"deterministic": True} if _takes(predict, "deterministic") else {}
+        return sb3.from_model(policy, action_size, lambda obs: _action_of(predict(obs, **chosen)))
+    return None
 
 
 def _takes(function: Callable[..., Any], name: str) -> bool:

@@ -1,0 +1,95 @@
+"""Models of Stable-Baselines3 and sb3-contrib: `predict(obs, state, episode_start, deterministic)`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policy_decorator.base_policies.answers import WrongShape, checked, shaped
+from policy_decorator.base_policies.external import CallablePolicy
+from policy_decorator.errors import UserError
+from policy_decorator.memory import RowMemory
+
+STATE = "state_{}"
+
+
+class RecurrentModel:
+    """A `StatefulPolicy` around a recurrent model, such as sb3-contrib's RecurrentPPO.
+
+    `state` is what its `predict` answers with for one row: arrays (layers, 1, ...). All rows are asked at once, each
+    with its own state; those whose episode begins with zeros and `episode_start`.
+    """
+
+    context = chunk = 1
+
+    def __init__(self, model: Any, action_size: int, state: tuple[np.ndarray, ...]) -> None:
+        self.model, self.action_size, self.queries = model, action_size, 0
+        self._empty = state
+        zeros = {STATE.format(i): torch.zeros(x[:, 0].shape) for i, x in enumerate(state)}
+        self._memory = RowMemory(going=torch.zeros(()), **zeros)
+
+    def session(self) -> "RecurrentModel":
+        """The same model with an empty memory of its own."""
+        return RecurrentModel(self.model, self.action_size, self._empty)
+
+    def reset(self, rows: Tensor) -> None:
+        """Episodes begin in `rows` (K,)."""
+        self._memory.reset(rows)
+
+    def act(self, window: Tensor, rows: Tensor) -> Tensor:
+        """(K, To, Do), (K,) -> (K, 1, Da) in [-1, 1]. Raises UserError for answers that are none."""
+        before, obs = self._memory.read(rows), window[:, -1]
+        self.queries += len(obs)
+        states = [before[STATE.format(i)].transpose(0, 1).numpy() for i in range(len(self._empty))]  # (layers, K, ...)
+        begins = before["going"].numpy() == 0
+        answer, after = self.model.predict(
+            obs.cpu().numpy().copy(), state=tuple(states), episode_start=begins, deterministic=True
+        )
+        left = {STATE.format(i): torch.from_numpy(np.array(x)).transpose(0, 1) for i, x in enumerate(after)}
+        self._memory.write(rows, {"going": torch.ones(len(obs)), **left})
+        try:
+            actions = shaped(answer, (len(obs),), None, self.action_size)
+        except WrongShape as error:
+            raise UserError(f"The model {error}") from None
+        return checked(actions.to(device=obs.device, dtype=torch.float32))
+
+    def state(self) -> dict[str, Tensor]:
+        return self._memory.state()
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self._memory.restore(state)
+
+
+def from_model(model: Any, action_size: int, predict: Callable[[Any], Any]) -> CallablePolicy | RecurrentModel:
+    """A model as a base policy. Raises UserError: other actions than the task's, an unknown kind of state."""
+    _check_actions(model, action_size)
+    shape = getattr(getattr(model, "observation_space", None), "shape", None)
+    if shape is not None and len(shape) == 1:
+        probe, begins = np.zeros((1, *shape), dtype=np.float32), np.ones(1, dtype=bool)
+        _, state = model.predict(probe, state=None, episode_start=begins, deterministic=True)
+        if state is not None:
+            if not isinstance(state, tuple) or any(np.ndim(x) < 2 or np.shape(x)[1] != 1 for x in state):
+                raise UserError(
+                    "The model's state is no tuple of arrays (layers, rows, ...): wrap it as a StatefulPolicy."
+                )
+            return RecurrentModel(model, action_size, tuple(np.asarray(x) for x in state))
+    return CallablePolicy(predict, action_size, arrays="numpy")
+
+
+def _check_actions(model: Any, action_size: int) -> None:
+    space = getattr(model, "action_space", None)
+    low, high = getattr(space, "low", None), getattr(space, "high", None)
+    if low is None or high is None:
+        return
+    if np.size(low) != action_size:
+        raise UserError(
+            f"The model answers with {np.size(low)} actions, {action_size} are needed: is it another task's?"
+        )
+    limits = np.concatenate([np.ravel(low), np.ravel(high)])
+    if np.isfinite(limits).all() and not np.allclose(np.abs(limits), 1.0):
+        raise UserError(
+            f"The model acts between {np.min(low):g} and {np.max(high):g}, tasks here between -1 and 1: give a "
+            "function that rescales what it predicts."
+        )
