@@ -77,7 +77,7 @@ def is_robomimic(policy: Any) -> bool:
 
 
 def _arrays() -> list[Any]:
-    """What a numpy array in a pickle needs; the statistics of observations are such arrays."""
-    core = getattr(np, "_core", None) or np.core
-    kinds = [type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?")]
-    return [np.ndarray, np.dtype, core.multiarray._reconstruct, core.multiarray.scalar, *kinds]
+    """What a numpy array in a pickle needs, by its names in numpy 1 and 2; statistics of observations are arrays."""
+    makers = {"_reconstruct": np.zeros(0).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
+    named = [(make, f"numpy.{core}.multiarray.{name}") for name, make in makers.items() for core in ("core", "_core")]
+    return [np.ndarray, np.dtype, *named, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "u1", "?"))]

@@ -77,5 +77,5 @@ class Rowwise:
 
 def _remembering(policy: Any) -> list[Any]:
     """The policy and, inside it, what has a `reset` of its own: an ensemble over time, a planner and its actor."""
-    inside = [x for x in vars(policy).values() if callable(getattr(x, "reset", None)) and not isinstance(x, nn.Module)]
+    inside = [x for x in vars(policy).values() if hasattr(type(x), "reset") and not isinstance(x, nn.Module)]
     return [policy, *(thing for part in inside if hasattr(part, "__dict__") for thing in _remembering(part))]
