@@ -108,7 +108,7 @@ def test_wrong_policies_are_refused() -> None:
     with pytest.raises(UserError, match="answers with 2 actions, 4 are needed"):
         from_robomimic(theirs, 4, keys=KEYS)
     theirs.obs_normalization_stats["object"]["std"][:] = np.nan
-    with pytest.raises(UserError, match="statistics of object.*not finite"):
+    with pytest.raises(UserError, match=r"statistics of object.*not finite"):
         from_robomimic(theirs, ACTION, keys=KEYS)
     assert json.loads(checkpoint(recurrent=False)["config"])["algo_name"] == "bc"
     assert STEPS > 5, "an episode is longer than the recurrent policy's horizon"

@@ -70,5 +70,5 @@ def test_models_of_other_actions_are_refused() -> None:
     sac = real("stable_baselines3").SAC
     with pytest.raises(UserError, match="2 actions, 4 are needed"):
         as_policy(sac("MlpPolicy", spaces(), device="cpu"), 4)
-    with pytest.raises(UserError, match="between -2 and 2.*rescales"):
+    with pytest.raises(UserError, match=r"between -2 and 2.*rescales"):
         as_policy(sac("MlpPolicy", spaces(limit=2), device="cpu"), ACTION)

@@ -1,0 +1,197 @@
+"""Policies in files: TorchScript, torch.export and ONNX, and files that would do more than compute."""
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from foreign import ACTION, OBS, check_contract, episode, played, real
+from torch import Tensor, nn
+
+from policy_decorator.base_policies.exported import check_exported
+from policy_decorator.base_policies.files import is_file, load_file
+from policy_decorator.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+class Net(nn.Module):
+    """(B, Do) -> (B, Da), or with `chunk` (B, chunk, Da), or with `context` of (B, context, Do)."""
+
+    def __init__(self, chunk: int = 0, context: int = 0) -> None:
+        super().__init__()
+        self.context, self.chunk = context, chunk
+        self.register_buffer("mean", torch.full((OBS,), 0.1))
+        self.linear = nn.Linear(OBS * max(context, 1), ACTION * max(chunk, 1))
+
+    def forward(self, seen: Tensor) -> Tensor:
+        answer = torch.tanh(2 * self.linear((seen - self.mean).flatten(1)))
+        return answer.unflatten(1, (self.chunk, ACTION)) if self.chunk else answer
+
+
+def sample(net: Net, rows: int = 2) -> Tensor:
+    return torch.zeros((rows, net.context, OBS) if net.context else (rows, OBS))
+
+
+def script(net: Net, folder: Path) -> Path:
+    torch.jit.trace(net, sample(net)).save(folder / "policy.pt")
+    return folder / "policy.pt"
+
+
+def export(net: Net, folder: Path, fixed: bool = False) -> Path:
+    rows = None if fixed else {0: torch.export.Dim("rows", min=1)}
+    torch.export.save(torch.export.export(net, (sample(net),), dynamic_shapes=(rows,)), folder / "policy.pt2")
+    return folder / "policy.pt2"
+
+
+def onnx(net: Net, folder: Path, fixed: bool = False) -> Path:
+    real("onnxruntime")
+    real("onnxscript")
+    rows = None if fixed else ({0: torch.export.Dim("rows", min=1)},)
+    torch.onnx.export(net, (sample(net),), folder / "policy.onnx", dynamic_shapes=rows, dynamo=True, verbose=False)
+    return folder / "policy.onnx"
+
+
+WRITERS = [script, export, onnx]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_single_actions(write: Callable[..., Path], tmp_path: Path) -> None:
+    net = Net().eval()
+    policy = load_file(write(net, tmp_path), ACTION, device=CPU)
+    check_contract(policy)
+    torch.testing.assert_close(played(policy, episode())[:, 0], net(episode()).detach(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_chunks_and_histories(write: Callable[..., Path], tmp_path: Path) -> None:
+    net = Net(chunk=4, context=3).eval()
+    policy = load_file(write(net, tmp_path), ACTION, device=CPU, chunk=2, context=3)
+    assert (policy.context, getattr(policy, "chunk", 0)) == (3, 2)
+    check_contract(policy)
+    window = torch.rand(5, 3, OBS)
+    torch.testing.assert_close(policy.act(window), net(window)[:, :2].detach(), atol=1e-5, rtol=0)  # pyright: ignore
+
+
+@pytest.mark.parametrize("write", [export, onnx])
+def test_what_the_file_says_need_not_be_said_again(write: Callable[..., Path], tmp_path: Path) -> None:
+    path = write(Net(chunk=4, context=3).eval(), tmp_path)
+    policy = load_file(path, ACTION, device=CPU)
+    assert (policy.context, getattr(policy, "chunk", 0)) == (3, 4)
+    with pytest.raises(UserError, match="answers with 2 actions, 3 are needed"):
+        load_file(path, 3, device=CPU)
+
+
+@pytest.mark.parametrize("write", [export, onnx])
+def test_a_fixed_number_of_rows_is_filled_up(write: Callable[..., Path], tmp_path: Path) -> None:
+    net = Net().eval()
+    policy = load_file(write(net, tmp_path, fixed=True), ACTION, device=CPU)
+    check_contract(policy)
+
+
+def test_a_chunk_that_nobody_named_or_that_is_too_short(tmp_path: Path) -> None:
+    path = script(Net(chunk=4).eval(), tmp_path)
+    with pytest.raises(UserError, match=r"chunk of 4 actions: say how many.*chunk=4"):
+        load_file(path, ACTION, device=CPU).act(episode()[:, None])  # pyright: ignore
+    with pytest.raises(UserError, match="chunk of 4 actions, 8 are to be executed"):
+        load_file(path, ACTION, device=CPU, chunk=8).act(episode()[:, None])  # pyright: ignore
+
+
+def test_another_observation_and_numbers_that_are_none(tmp_path: Path) -> None:
+    policy: Any = load_file(script(Net().eval(), tmp_path), ACTION, device=CPU)
+    with pytest.raises(UserError, match="cannot be asked"):
+        policy.act(torch.zeros(2, 1, OBS + 1))
+    broken = Net()
+    broken.get_buffer("mean")[0] = float("inf")
+    for write in (script, export):
+        with pytest.raises(UserError, match="mean of the policy is not finite"):
+            load_file(write(broken, tmp_path), ACTION, device=CPU)
+
+
+def test_names() -> None:
+    assert all(is_file(Path(f"policy{suffix}")) for suffix in (".pt", ".pt2", ".onnx", ".pth", ".ts"))
+    assert not is_file(Path("runs/base"))
+    with pytest.raises(UserError, match="There is no policy"):
+        load_file(Path("missing.onnx"), ACTION, device=CPU)
+
+
+# ---- files that would do more than compute --------------------------------------------------------------------
+
+
+class Trap:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("trapped"),))
+
+
+def pickled() -> bytes:
+    torch.save(Trap(), data := io.BytesIO())
+    return data.getvalue()
+
+
+def rewritten(path: Path, change: Callable[[str, bytes], bytes], **more: bytes) -> None:
+    with zipfile.ZipFile(path) as archive:
+        members = {name: change(name, archive.read(name)) for name in archive.namelist()}
+        root = archive.namelist()[0].split("/")[0]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in (members | {f"{root}/{name}": data for name, data in more.items()}).items():
+            archive.writestr(name, data)
+
+
+def in_graph(old: str, new: str) -> Callable[[str, bytes], bytes]:
+    def change(name: str, data: bytes) -> bytes:
+        if not name.endswith(("models/model.json", "serialized_exported_program.json")):
+            return data
+        assert old in data.decode()
+        return data.decode().replace(old, new).encode()
+
+    return change
+
+
+def with_pickled_weight(name: str, data: bytes) -> bytes:
+    if name.endswith("weights_config.json"):
+        card = json.loads(data)
+        card["config"]["linear.weight"]["use_pickle"] = True
+        return json.dumps(card).encode()
+    return pickled() if name.endswith("weights/weight_0") else data
+
+
+CHANGES: dict[str, Callable[[str, bytes], bytes]] = {
+    "sample inputs": lambda name, data: pickled() if name.endswith("sample_inputs/model.pt") else data,
+    "weights": with_pickled_weight,
+    "operator": in_graph("torch.ops.aten.tanh.default", "torch.hub.os.system"),
+    "shape": in_graph("Symbol('s", "__import__('os').system('touch trapped') or Symbol('s"),
+    "name": in_graph('"name": "seen"', '"name": "seen=__import__(1)"'),
+}
+
+
+@pytest.mark.parametrize("what", sorted(CHANGES))
+def test_a_program_that_does_more_is_refused(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = export(Net().eval(), tmp_path)
+    check_exported(path)
+    rewritten(path, CHANGES[what])
+    with pytest.raises(UserError, match=r"is not loaded: .*(pickle|operator|shape|name)"):
+        load_file(path, ACTION, device=CPU)
+    assert not Path("trapped").exists()
+
+
+def test_objects_in_a_program_are_refused(tmp_path: Path) -> None:
+    path = export(Net().eval(), tmp_path)
+    rewritten(path, lambda _, data: data, **{"data/constants/opaque_obj_0": pickled()})
+    with pytest.raises(UserError, match="an object or compiled code"):
+        load_file(path, ACTION, device=CPU)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pt2", ".onnx"])
+def test_pickles_and_other_files_are_refused(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / f"policy{suffix}"
+    for content in (pickled(), b"nothing", b""):
+        path.write_bytes(content)
+        with pytest.raises(UserError):
+            load_file(path, ACTION, device=CPU)
+    assert not Path("trapped").exists()
