@@ -6,12 +6,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
 from torch import nn
 
 from policy_decorator import snapshot
 from policy_decorator.base_policies.checkpoint import load_policy, save_policy
 from policy_decorator.base_policies.external import as_policy
 from policy_decorator.base_policies.imitate import Imitator
+from policy_decorator.base_policies.places import from_place, is_place
 from policy_decorator.demos.dataset import Demonstrations, check
 from policy_decorator.disk import to_json
 from policy_decorator.envs import get_task
@@ -45,7 +47,8 @@ def decorate(
 
     Args:
         policy: the folder of a saved policy; anything callable, (B, Do) -> (B, Da) or (Do,) -> (Da,), numpy or torch;
-            an object with `predict`; or a `BasePolicy`. It is only ever asked for actions.
+            a model of Stable-Baselines3, LeRobot or robomimic; a file (.onnx, .pt2, .pt, .pth); the address of a policy
+            server, "ws://host:port"; or a `BasePolicy`. It is only ever asked for actions.
         task: a name from `pidec list tasks`.
         bound: alpha, the largest correction in every action dimension, of actions in [-1, 1] (paper Sec. 4.2).
         horizon: H, environment steps over which the residual is introduced (Fig. 4); 0: at once.
@@ -96,7 +99,7 @@ def run(
         UserError: as `decorate`; a run to resume that was started with other settings.
     """
     task, display = get_task(config.task), display or Silent()
-    base = load(policy, task.action_size)
+    base = load(policy, task.action_size, device_of(config))
     if saveable(base):
         cast(nn.Module, base).to(device_of(config))  # a policy of the user's stays where it is
     if isinstance(demos, str | Path):
@@ -128,8 +131,10 @@ def _keep_inputs(folder: Path, config: RefineConfig, base: AnyPolicy, demos: Dem
         demos.save(folder / "demos.h5")
 
 
-def load(policy: Any, action_size: int) -> AnyPolicy:
-    """A folder, a callable or a policy as a `BasePolicy`. Raises UserError when it is none of these."""
+def load(policy: Any, action_size: int, device: torch.device | None = None) -> AnyPolicy:
+    """A folder, a file (on `device`), an address, a callable or a policy. Raises UserError when it is none of these."""
+    if isinstance(policy, str | Path) and is_place(policy):
+        return from_place(policy, action_size, device)
     if isinstance(policy, str | Path):
         folder = Path(policy)
         if (folder / "refined.json").exists() or (folder / "refined" / "refined.json").exists():

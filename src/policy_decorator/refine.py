@@ -189,10 +189,10 @@ class Refinement:
         )
 
     def _check_answer(self) -> None:
-        """Ask the base once and refuse a wrong answer before hours are spent on it."""
+        """Refuse a wrong answer before hours are spent on it, and see whether the same question has the same answer."""
         with torch.random.fork_rng():
             window = self.eval_env.reset(VALIDATION)
-            answer = ask(session(self.base), window)
+            answer, again = (ask(session(self.base), window) for _ in range(2))
         wanted = (len(window), self.chunk, self.task.action_size)
         if tuple(answer.shape) != wanted:
             raise UserError(
@@ -200,6 +200,9 @@ class Refinement:
             )
         if not answer.isfinite().all():
             raise UserError("The base policy's first action is not finite: look at its observation statistics.")
+        self.base_deterministic = torch.allclose(answer, again, rtol=0, atol=1e-5)
+        if not self.base_deterministic:
+            self.display.say("The base policy is stochastic: asked the same twice, it answers differently.")
 
     def _update_of_a_copy(self) -> Callable[[], object]:
         """An update like those of this run, which leaves no trace in it."""
@@ -348,6 +351,7 @@ class Refinement:
             "horizon": getattr(self.run.collector.gate, "horizon", "auto"),
             "kept_checkpoint_step": kept_step,
             "base_parameters_sha256": hash_after,
+            "base_deterministic": self.base_deterministic,
         }
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ COMMANDS = {
     "imitate": ("imitate", "train a base policy on demonstrations"),
     "refine": ("refine", "learn a residual on a frozen base policy, from sparse success"),
     "evaluate": ("evaluate", "measure a policy; a refined one against its base on the same episodes"),
+    "serve": ("serve", "answer for a policy over a socket, as openpi's policy server does"),
     "play": ("play", "write a film of a task: random actions, demonstrations, its expert or a policy"),
     "report": ("report", "write the report of a run again, or compare several runs in one picture"),
     "list": ("listing", "tasks, policies, methods or presets"),

@@ -160,7 +160,7 @@ def _record(o: Options, task: "envs.Task", shown: Display) -> "Demonstrations":
 
             saved = describe(o.from_policy)
             check_fits(saved, task, shown)
-            base, refined = load(saved, torch.device("cpu"))
+            base, refined = load(saved, torch.device("cpu"), task.action_size)
             return record_policy(task, refined or base, episodes, source=f"policy {o.from_policy}", **how)
         if o.from_expert_npz is not None:
             act = _expert(o.from_expert_npz, task)

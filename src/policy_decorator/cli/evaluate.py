@@ -1,7 +1,6 @@
 """`pidec evaluate FOLDER`: whole episodes of a saved policy; of a refined one beside its base, on the same seeds."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -30,8 +29,8 @@ the episodes of its final comparison."""
 class Options:
     """Options of `pidec evaluate`."""
 
-    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
-    """A base policy, a run, or its refined/ folder."""
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """A base policy, a run, or its refined/ folder; a policy's file, or the address of a policy server."""
     task: str | None = None
     """Task to evaluate on; None: the one the folder was made for."""
     episodes: int = 100
@@ -89,13 +88,15 @@ def run(options: Options) -> Answer:
 
 def _play(options: Options, saved: Saved, task: Task, shown: Display) -> dict[str, Episodes]:
     device = choose_device(options.device)
-    base, refined = load(saved, device)
+    base, refined = load(saved, device, task.action_size)
     policies = {"base": base} if refined is None else {"base": base, "refined": refined}
     # A policy that draws random numbers plays the same episodes only if as many environments draw together.
     run = saved.run
     n = options.envs or (min(run["envs"], run["eval_episodes"]) if run else min(16, options.episodes))
     workers = processes(options.workers)
-    env = make_vector(task, n, context=base.context, chunk=saved.chunk, workers=workers, device=device)
+    env = make_vector(
+        task, n, context=base.context, chunk=int(getattr(base, "chunk", 1)), workers=workers, device=device
+    )
     outcomes = {}
     try:
         for name, policy in policies.items():

@@ -56,8 +56,8 @@ class Options:
     """Play demonstrations again, from their seeds: an HDF5 file of pidec demos."""
     episode: int = 0
     """With --demos: the first episode to play, counted from 0."""
-    policy: Path | None = None
-    """Play this policy: the folder of a base policy, a refined one, or a run."""
+    policy: str | None = None
+    """Play this policy: the folder of a base policy, a refined one, or a run; a file, or the address of a server."""
     expert: Switch = False
     """Play the task's scripted expert."""
     episodes: int = 1
@@ -126,7 +126,7 @@ def _rollouts(o: Options, task: Task, shown: Display) -> tuple[str, list[Episode
             saved = describe(o.policy)
             check_fits(saved, task, shown)
             task = task.with_episodes(saved.run.get("max_steps"))
-            base, refined = load(saved, torch.device("cpu"))
+            base, refined = load(saved, torch.device("cpu"), task.action_size)
             played = record_policy(task, refined or base, o.episodes, source=f"policy {o.policy}", **how)
         elif o.expert:
             played = record_expert(task, o.episodes, **how)

@@ -11,6 +11,7 @@ from typing import Any
 import tyro
 
 from policy_decorator import api
+from policy_decorator.base_policies.places import is_place
 from policy_decorator.cli import Answer
 from policy_decorator.cli.options import Switch, display, peek
 from policy_decorator.cli.options import parse as parse_options
@@ -85,7 +86,7 @@ def run(options: Options) -> Answer:
     choose_device(config.device)
     for refuse in (uses_cuda_graphs, compiles):  # before there is a folder
         refuse(config)
-    base = _base_of_run(out, config) if options.resume else Path(config.policy)
+    base = _base_of_run(out, config) if options.resume else config.policy
     check_fits(describe(base), get_task(config.task), shown)
     how: dict[str, Any] = {"resume": options.resume, "overwrite": options.overwrite, "force": options.force}
     before = _identity(out)
@@ -132,10 +133,10 @@ def _of_run(args: list[str], given: dict[str, str | None]) -> RefineConfig:
     return from_json(RefineConfig, folder.config(), str(folder.path / "config.json"))
 
 
-def _base_of_run(out: Path, config: RefineConfig) -> Path:
-    for folder in (out / "base", Path(config.policy)):
-        if folder.is_dir():
-            return folder
+def _base_of_run(out: Path, config: RefineConfig) -> str | Path:
+    for place in (out / "base", config.policy):
+        if is_place(place) or Path(place).is_dir():
+            return place
     raise UserError(
         f"{out} does not hold its base policy ({config.policy}): resume it from Python, with "
         "decorate(policy, ..., resume=True)."

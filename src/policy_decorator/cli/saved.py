@@ -1,12 +1,13 @@
 """Policies on disk as the commands meet them: a base policy, a `refined/` folder or the run that holds one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from policy_decorator.base_policies.checkpoint import load_policy, policy_card
+from policy_decorator.base_policies.places import from_place, is_place
 from policy_decorator.disk import read_json
 from policy_decorator.envs.task import Task
 from policy_decorator.errors import UserError
@@ -29,12 +30,16 @@ class Saved:
     """Ta, actions per decision."""
     run: dict[str, Any]
     """The settings of the run it is the outcome of; empty for a base policy."""
-    shapes: dict[str, tuple[int, ...]]
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """(C, H, W) of the pictures it looks at."""
+    place: str | None = None
+    """Address or file of somebody else's policy, of which nothing is known before it is loaded: sizes are 0."""
 
 
 def describe(folder: str | Path) -> Saved:
     """Raises UserError: no policy there, a damaged one, or a run that is not finished."""
+    if is_place(folder):
+        return Saved(Path(folder), "external", None, obs_size=0, action_size=0, chunk=1, run={}, place=str(folder))
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is {'no folder' if folder.exists() else 'missing'}: give the folder of a policy.")
@@ -50,6 +55,8 @@ def describe(folder: str | Path) -> Saved:
 
 def check_fits(saved: Saved, task: Task, display: Display) -> None:
     """Refuses, with a UserError, a policy of other sizes or pictures; warns of one made for another task."""
+    if saved.place is not None:
+        return  # the adapter looks at that, as soon as it is asked
     if saved.shapes != (shown := task.shows.shapes if task.shows else {}):
         raise UserError(
             f"The policy in {saved.folder} looks at {saved.shapes or 'no pictures'}, {task.name} shows "
@@ -66,8 +73,13 @@ def check_fits(saved: Saved, task: Task, display: Display) -> None:
         display.say(f"Warning: the policy in {saved.folder} was made for {saved.task}, not for {task.name}.")
 
 
-def load(saved: Saved, device: torch.device) -> tuple[AnyPolicy, AnyPolicy | None]:
-    """The base policy and, where there is one, the refined policy. Raises UserError for damaged files."""
+def load(saved: Saved, device: torch.device, action_size: int | None = None) -> tuple[AnyPolicy, AnyPolicy | None]:
+    """The base policy and, where there is one, the refined policy. Raises UserError for damaged files.
+
+    `action_size` is the task's, which somebody else's policy has to have.
+    """
+    if saved.place is not None:
+        return from_place(saved.place, action_size or saved.action_size, device), None
     if saved.kind != "refined":
         policy = load_policy(saved.folder)
         policy.to(device)
@@ -107,9 +119,11 @@ def _outside(saved: Saved, device: torch.device) -> AnyPolicy | None:
     """A base policy that is not stored with its residual, but that the run's settings say where to find."""
     inner = saved.folder if (saved.folder / "refined.json").exists() else saved.folder / "refined"
     place = saved.run.get("policy")
-    if read_json(inner / "refined.json")["base"] != "external" or not place or not Path(place).is_dir():
+    if read_json(inner / "refined.json")["base"] != "external" or not place:
         return None
-    base, refined = load(describe(place), device)
+    if not is_place(place) and not Path(place).is_dir():
+        return None
+    base, refined = load(describe(place), device, saved.action_size)
     return refined or base
 
 

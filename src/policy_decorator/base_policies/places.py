@@ -1,0 +1,34 @@
+"""Policies of others by name, as `--policy` takes them: an address, or a file that may have options behind it."""
+
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+import torch
+
+from policy_decorator.base_policies.entries import part_of_text
+from policy_decorator.base_policies.files import is_file, load_file
+from policy_decorator.base_policies.served import from_address, is_address
+from policy_decorator.errors import UserError
+from policy_decorator.memory import AnyPolicy
+
+
+def is_place(text: str | Path) -> bool:
+    """Whether it names a policy server, or a policy's file: `policy.onnx`, `policy.pt?chunk=8&context=2`."""
+    return is_address(str(text)) or is_file(_path(text))
+
+
+def from_place(text: str | Path, action_size: int, device: torch.device | None = None) -> AnyPolicy:
+    """The policy there; one in a file on `device`. Raises UserError as `served` and `load_file`."""
+    if is_address(str(text)):
+        return from_address(str(text), action_size)
+    given = dict(parse_qsl(str(text)[len(str(path := _path(text))) + 1 :]))
+    try:
+        sizes = {name: int(given.pop(name)) for name in ("chunk", "context") if name in given}
+    except ValueError as error:
+        raise UserError(f"{text} cannot be understood: {error}.") from None
+    keys = {name: part_of_text(part) for name, part in given.items()} or None
+    return load_file(path, action_size, device=device or torch.device("cpu"), keys=keys, **sizes)
+
+
+def _path(text: str | Path) -> Path:
+    return Path(text) if Path(text).exists() else Path(str(text).partition("?")[0])

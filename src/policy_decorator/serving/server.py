@@ -1,0 +1,166 @@
+"""A policy server: any policy of this package over a socket, for openpi's client and for ours.
+
+Every connection has a session of the policy, with a memory of its own.
+"""
+
+import asyncio
+import contextlib
+import http
+import signal
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policy_decorator.errors import MissingExtra, UserError
+from policy_decorator.memory import AnyPolicy, session
+from policy_decorator.serving.wire import OURS, RESET_DONE, pack, unpack
+
+INTERNAL_ERROR = 1011  # RFC 6455
+
+
+class Conversation:
+    """What is known in one connection: the session, and of openpi's clients the frames that the policy looks back on.
+
+    An observation of theirs is one array (Do,), in the entry `entry` or the only one of that size.
+    """
+
+    def __init__(self, policy: AnyPolicy, obs_size: int, entry: str | None, device: torch.device) -> None:
+        self.asked, self.obs_size, self.entry, self.device = session(policy), obs_size, entry, device
+        self.frames: list[Tensor] = []
+
+    def answer(self, message: Any) -> dict[str, Any]:
+        """Raises UserError for a message that cannot be understood."""
+        if not isinstance(message, dict):
+            raise UserError("A message must be a map.")
+        endpoint = message.get("endpoint", "infer")
+        if endpoint == "reset":
+            self._reset(message.get("rows"))
+            return {"status": RESET_DONE}
+        if endpoint != "infer":
+            raise UserError(f"There is no endpoint {endpoint!r}: infer or reset.")
+        if "windows" in message:
+            rows = torch.from_numpy(np.asarray(message["rows"], dtype=np.int64))
+            return self._infer(self._windows(message["windows"]), rows)
+        self.frames = [*self.frames, self._observation(message)][-self.asked.context :]
+        missing = self.asked.context - len(self.frames)
+        window = torch.stack([self.frames[0]] * missing + self.frames)
+        answer = self._infer(window[None], torch.zeros(1, dtype=torch.int64))
+        return answer | {"actions": answer["actions"][0]}
+
+    def _infer(self, windows: Tensor, rows: Tensor) -> dict[str, Any]:
+        began = time.perf_counter()
+        with torch.no_grad():
+            actions = self.asked.act(windows, rows)  # (K, Ta, Da)
+        timing = {"infer_ms": 1000 * (time.perf_counter() - began)}
+        numbers = actions.to("cpu", torch.float32).numpy()
+        return {"actions": numbers, "queries": self.asked.queries, "server_timing": timing}
+
+    def _reset(self, rows: Any) -> None:
+        self.frames = []
+        self.asked.reset(torch.zeros(1, dtype=torch.int64) if rows is None else torch.from_numpy(np.asarray(rows)))
+
+    def _windows(self, windows: Any) -> Any:
+        if not isinstance(windows, dict):
+            return self._checked(torch.from_numpy(windows).to(self.device), 3)
+        from tensordict import TensorDict
+
+        parts = {name: torch.from_numpy(value).to(self.device) for name, value in windows.items()}
+        return TensorDict(parts, batch_size=next(iter(parts.values())).shape[:2], device=self.device)
+
+    def _observation(self, message: Mapping[str, Any]) -> Tensor:
+        arrays = {name: x for name, x in message.items() if isinstance(x, np.ndarray) and x.shape == (self.obs_size,)}
+        if self.entry is not None:
+            arrays = {name: x for name, x in arrays.items() if name == self.entry}
+        if len(arrays) != 1:
+            named = f"in {self.entry!r}" if self.entry else "in exactly one entry"
+            raise UserError(f"An observation has to have an array of shape ({self.obs_size},) {named}.")
+        return self._checked(torch.from_numpy(next(iter(arrays.values()))).to(self.device, torch.float32), 1)
+
+    def _checked(self, seen: Tensor, ndim: int) -> Tensor:
+        if seen.ndim != ndim or seen.shape[-1] != self.obs_size:
+            raise UserError(f"Observations have the size {self.obs_size}, got shape {tuple(seen.shape)}.")
+        if not seen.isfinite().all():
+            raise UserError("The observation is not finite.")
+        return seen
+
+
+class Server:
+    """Answers any number of connections, one question at a time, until it is told to `stop`."""
+
+    def __init__(
+        self,
+        policy: AnyPolicy,
+        *,
+        obs_size: int,
+        action_size: int,
+        metadata: Mapping[str, Any] | None = None,
+        entry: str | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.policy, self.answers, self.connections = policy, 0, 0
+        self._talk = lambda: Conversation(policy, obs_size, entry, device or torch.device("cpu"))
+        sizes = {"context": policy.context, "chunk": int(getattr(policy, "chunk", 1))}
+        sizes |= {"obs_size": obs_size, "action_size": action_size, "memory": hasattr(policy, "session")}
+        self.metadata = {**(metadata or {}), OURS: {"version": 1, **sizes}}
+
+    def run(self, host: str, port: int, ready: Callable[[int], None] = lambda port: None) -> None:
+        """Serve until Ctrl-C or SIGTERM; `ready` is told the port (0 takes a free one).
+
+        Raises:
+            UserError: the port is taken.
+        """
+        asyncio.run(self._run(host, port, ready))
+
+    async def _run(self, host: str, port: int, ready: Callable[[int], None]) -> None:
+        serve = _websockets()
+        self._thinking, stop = asyncio.Lock(), asyncio.Event()
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
+            for name in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(name, stop.set)
+        try:
+            # No pings: an openpi client that simulates for a minute answers none.
+            how: dict[str, Any] = {"compression": None, "max_size": None, "ping_interval": None}
+            server = await serve(self._handle, host, port, process_request=_health, **how)
+        except OSError as error:
+            raise UserError(
+                f"Cannot serve at {host}:{port} ({error.strerror or error}): choose another --port."
+            ) from None
+        async with server:
+            ready(next(iter(server.sockets)).getsockname()[1])
+            await stop.wait()
+
+    async def _handle(self, socket: Any) -> None:
+        from websockets.exceptions import ConnectionClosed  # pyright: ignore[reportMissingImports]
+
+        self.connections += 1
+        talk = self._talk()
+        try:
+            await socket.send(pack(self.metadata))
+            async for message in socket:
+                async with self._thinking:  # one question at a time, away from the loop, which goes on to listen
+                    answer = await asyncio.to_thread(lambda message=message: talk.answer(unpack(message)))
+                self.answers += "actions" in answer
+                await socket.send(pack(answer))
+        except ConnectionClosed:
+            return
+        except Exception as error:  # whatever the policy raises is the client's to know, and the others go on
+            said = f"{type(error).__name__}: {error}" if isinstance(error, UserError) else traceback.format_exc()
+            await socket.send(said)
+            await socket.close(code=INTERNAL_ERROR, reason="The error was sent as text.")
+
+
+def _health(connection: Any, request: Any) -> Any:
+    return connection.respond(http.HTTPStatus.OK, "OK\n") if request.path == "/healthz" else None
+
+
+def _websockets() -> Any:
+    try:
+        from websockets.asyncio.server import serve  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise MissingExtra("websockets, which serves policies,", "serve") from None
+    return serve
