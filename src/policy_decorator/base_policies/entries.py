@@ -30,7 +30,7 @@ def entries_of(frame: Tensor, keys: Keys) -> dict[str, Any]:
     return {name: _part(frame, name, part) for name, part in keys.items()}
 
 
-def _part(frame: Tensor, name: str, part: Any) -> Any:
+def _part(frame: Any, name: str, part: Any) -> Any:
     pictures = not isinstance(frame, Tensor)
     if isinstance(part, Entry):
         known = sorted(frame.keys()) if pictures else []
@@ -39,7 +39,7 @@ def _part(frame: Tensor, name: str, part: Any) -> Any:
         return frame[part.name]
     if not isinstance(part, slice) and (isinstance(part, str) or not isinstance(part, Sequence)):
         return part
-    flat: Tensor = frame["state"] if pictures else frame
+    flat: Any = frame["state"] if pictures else frame
     try:
         taken = flat[..., part]
     except IndexError as error:

@@ -8,7 +8,7 @@ Policies with a memory, files and servers have files of their own beside this on
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +151,7 @@ def as_policy(policy: Any, action_size: int) -> AnyPolicy:
             raise UserError(
                 f"The policy answers with {theirs} actions, {action_size} are needed: is it another task's?"
             )
-        return policy
+        return cast(AnyPolicy, policy)
     if (asked := _of_a_library(policy, action_size)) is not None:
         return asked
     if callable(act):

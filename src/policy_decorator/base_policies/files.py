@@ -104,7 +104,8 @@ def _exported(path: Path, device: torch.device) -> Graph:
     from torch.export.passes import move_to_device_pass
 
     program = move_to_device_pass(program, device)
-    inputs, outputs = program.graph_signature.user_inputs, program.graph_signature.user_outputs
+    signature = program.graph_signature
+    inputs, outputs = [str(name) for name in signature.user_inputs], [str(name) for name in signature.user_outputs]
     shapes = {
         node.name: tuple(node.meta["val"].shape)
         for node in program.graph.nodes

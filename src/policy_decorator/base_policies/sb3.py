@@ -27,8 +27,8 @@ class RecurrentModel:
     def __init__(self, model: Any, action_size: int, state: tuple[np.ndarray, ...]) -> None:
         self.model, self.action_size, self.queries = model, action_size, 0
         self._empty = state
-        zeros = {STATE.format(i): torch.zeros(x[:, 0].shape) for i, x in enumerate(state)}
-        self._memory = RowMemory(going=torch.zeros(()), **zeros)
+        self._zeros = [torch.zeros(x[:, 0].shape) for x in state]
+        self._memory = RowMemory()
 
     def session(self) -> "RecurrentModel":
         """The same model with an empty memory of its own."""
@@ -40,15 +40,17 @@ class RecurrentModel:
 
     def act(self, window: Tensor, rows: Tensor) -> Tensor:
         """(K, To, Do), (K,) -> (K, 1, Da) in [-1, 1]. Raises UserError for answers that are none."""
-        before, obs = self._memory.read(rows), window[:, -1]
+        obs, memory = window[:, -1], self._memory
         self.queries += len(obs)
-        states = [before[STATE.format(i)].transpose(0, 1).numpy() for i in range(len(self._empty))]  # (layers, K, ...)
-        begins = before["going"].numpy() == 0
+        before = [memory.read(STATE.format(i), rows, zero) for i, zero in enumerate(self._zeros)]
+        states = [x.transpose(0, 1).numpy() for x in before]  # (layers, K, ...)
+        begins = memory.read("going", rows, torch.zeros(())).numpy() == 0
         answer, after = self.model.predict(
             obs.cpu().numpy().copy(), state=tuple(states), episode_start=begins, deterministic=True
         )
-        left = {STATE.format(i): torch.from_numpy(np.array(x)).transpose(0, 1) for i, x in enumerate(after)}
-        self._memory.write(rows, {"going": torch.ones(len(obs)), **left})
+        for i, x in enumerate(after):
+            memory.write(STATE.format(i), rows, torch.from_numpy(np.array(x)).transpose(0, 1))
+        memory.write("going", rows, torch.ones(len(obs)))
         try:
             actions = shaped(answer, (len(obs),), None, self.action_size)
         except WrongShape as error:
