@@ -43,7 +43,7 @@ def describe(folder: str | Path) -> Saved:
         raise UserError(f"The run {folder} is not finished. Continue it: pidec refine --out {folder} --resume")
     card = policy_card(folder)
     sizes = int(card["obs_size"]), int(card["action_size"])
-    return Saved(folder, str(card["name"]), card.get("task"), *sizes, chunk=1, run={})
+    return Saved(folder, str(card["name"]), card.get("task"), *sizes, chunk=card["config"].get("chunk", 1), run={})
 
 
 def check_fits(saved: Saved, task: Task, display: Display) -> None:
