@@ -23,6 +23,8 @@ from policy_decorator.base_policies.training import compiles, learning_rate, run
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.errors import UserError
 
+pytest.importorskip("diffusers")
+
 NETS: dict[str, Any] = {
     "mlp": MLPConfig(width=8),
     "bet": BeTConfig(context=3, clusters=3, layers=1, heads=2, width=8, gpt_output=8),  # its dropout draws
