@@ -253,6 +253,8 @@ def _load_windows(
         raise UserError("The demonstrations hold values that are not finite: record them again without.")
     ends = lengths.cumsum(0) - 1  # (E,)
     last = ends[torch.searchsorted(ends, newest)]
+    # Differs from the released code: the task says what is repeated, not always the last entry alone, so that joints
+    # under absolute control and a second gripper stay where they are.
     held = torch.ones(demos.action_size, dtype=torch.bool)
     if ahead and (entries := (task or get_task(demos.task)).held_actions) is not None:
         held = torch.zeros_like(held).index_fill(0, torch.tensor(entries, dtype=torch.long) % len(held), True)

@@ -42,10 +42,6 @@ class Processes:
         del policy
         return loss
 
-    def mean(self, value: Tensor) -> Tensor:
-        """() of all processes -> their mean."""
-        return value
-
     def gather(self, value: Tensor) -> list[Tensor]:
         """One of every process, in their order."""
         return [value]
@@ -67,11 +63,6 @@ class Launched(Processes):
 
     def together(self, policy: Any, loss: Loss) -> Loss:
         return self.accelerator.prepare_model(_Forward(policy, loss))
-
-    def mean(self, value: Tensor) -> Tensor:
-        mean = self.accelerator.reduce(value, "mean")
-        assert isinstance(mean, Tensor)
-        return mean
 
     def gather(self, value: Tensor) -> list[Tensor]:
         from accelerate.utils import gather_object

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from policy_decorator.base_policies.processes import Loss, Processes
-from policy_decorator.disk import atomic_bytes, to_json
+from policy_decorator.disk import atomic_bytes, disk_errors, to_json
 from policy_decorator.errors import MissingExtra, UserError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Training:
         self.total += loss.detach()
 
     def _report(self, evaluate: "Evaluate | None", progress: "Progress | None") -> None:
-        mean = self.processes.mean(self.total).item() / (self.step - self.reported)
+        mean = self.total.item() / (self.step - self.reported)  # of the own share: ranks report at other steps
         row = {"step": float(self.step), "loss": _finite(mean, "loss", self.step)}
         self.total, self.reported = torch.zeros((), device=self.device), self.step
         if self.processes.rank == 0 and evaluate is not None:
@@ -232,7 +232,8 @@ def begin_or_resume(
     settings = _settings(training, demos, evaluated)
     if resume:
         saved = _read(path, training.device)
-        _same(saved["settings"], settings, path)
+        if training.processes.rank == 0:  # which alone evaluates
+            _same(saved["settings"], settings, path)
         training.restore(saved["training"])
 
     def save() -> None:
@@ -240,6 +241,8 @@ def begin_or_resume(
         if training.processes.rank == 0:
             whole = io.BytesIO()
             torch.save(state, whole)
+            with disk_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
             atomic_bytes(path, whole.getvalue())
 
     training.save = save

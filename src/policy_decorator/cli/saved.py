@@ -50,7 +50,8 @@ def describe(folder: str | Path) -> Saved:
         raise UserError(f"The run {folder} is not finished. Continue it: pidec refine --out {folder} --resume")
     card = policy_card(folder)
     sizes = int(card["obs_size"]), int(card["action_size"])
-    return Saved(folder, str(card["name"]), card.get("task"), *sizes, chunk=1, run={}, shapes=_shapes(card))
+    chunk = int(card["config"].get("chunk", 1))
+    return Saved(folder, str(card["name"]), card.get("task"), *sizes, chunk=chunk, run={}, shapes=_shapes(card))
 
 
 def check_fits(saved: Saved, task: Task, display: Display) -> None:

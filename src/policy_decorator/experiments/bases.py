@@ -8,11 +8,9 @@ from typing import Any, Literal
 
 import torch
 
-from policy_decorator.base_policies import build
-from policy_decorator.base_policies.bet import BeTConfig
+from policy_decorator.base_policies import POLICIES, build
 from policy_decorator.base_policies.checkpoint import load_policy, save_policy
 from policy_decorator.base_policies.imitate import ImitateConfig, Imitator, imitate
-from policy_decorator.base_policies.mlp import MLPConfig
 from policy_decorator.demos.dapg import read_dapg
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.demos.expert_npz import read_expert_npz
@@ -38,7 +36,7 @@ class BaseConfig:
     episodes: int = 15
     noise: float = 0.3
     """Standard deviation added to the expert's actions, of actions in [-1, 1]."""
-    policy: Literal["bet", "mlp"] = "bet"
+    policy: Literal["bet", "mlp", "diffusion"] = "bet"
     net: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of the policy's config that differ from its defaults."""
     training: ImitateConfig = dataclasses.field(default_factory=ImitateConfig)
@@ -107,10 +105,9 @@ def train_base(cfg: BaseConfig, demos: Demonstrations, seed: int, display: Displ
     """Imitate the demonstrations."""
     task = get_task(cfg.task)
     torch.manual_seed(seed)
-    net = BeTConfig(**cfg.net) if cfg.policy == "bet" else MLPConfig(**cfg.net)
-    policy = build(cfg.policy, task.obs_size, task.action_size, net)
+    policy = build(cfg.policy, task.obs_size, task.action_size, POLICIES[cfg.policy].config(**cfg.net))
     how = dataclasses.replace(cfg.training, seed=seed)
-    env = make_vector(task, 10, context=policy.context)
+    env = make_vector(task, 10, context=policy.context, chunk=policy.chunk)
 
     def evaluate(trained: Imitator, step: int) -> float:
         return run_episodes(env, trained, how.eval_episodes, VALIDATION).rate
