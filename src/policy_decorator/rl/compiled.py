@@ -9,7 +9,7 @@ call: twenty seconds on a CPU, three where PyTorch's cache on disk has it from a
 
 import warnings
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,8 @@ MOST_GRAPHS = 256
 
 def plain(b: Transition) -> Transition:
     """The batch with dicts for TensorDicts: what has pictures, as compilers and graphs take it."""
-    return Transition(*(x if isinstance(x, Tensor) else dict(x.items()) for x in b))
+    parts: list[Any] = list(b)
+    return Transition(*(x if isinstance(x, Tensor) else dict(x.items()) for x in parts))
 
 
 class Updated(Protocol):

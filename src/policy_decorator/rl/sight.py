@@ -120,6 +120,10 @@ class Sees:
         b = b._replace(obs=self.encoder(b.obs, shifted=True), next_obs=next_obs)
         return super().step(b, with_actor)  # pyright: ignore[reportAttributeAccessIssue]
 
+    def actor_loss(self, b: Transition) -> Any:
+        """As the learner's; nothing of it reaches the encoder."""
+        return super().actor_loss(b._replace(obs=b.obs.detach()))  # pyright: ignore[reportAttributeAccessIssue]
+
 
 @dataclass
 class SeeingSAC(Sees, SAC):
