@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from policy_decorator import api, encoders, snapshot
+from policy_decorator import api, encoders, machine, snapshot
 from policy_decorator.base_policies import build
 from policy_decorator.base_policies.seeing import CNNConfig
 from policy_decorator.cli import main
@@ -249,6 +249,16 @@ class Lying:
 def test_bases_without_an_embedding(config: RefineConfig, base: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Refinement(replace(config, learn=replace(config.learn, sees="embedding")), base, None)
+
+
+def test_a_replay_that_does_not_fit_is_refused_at_once(config: RefineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 404 decisions, an eighth more frames: 455 of 768 bytes."""
+    monkeypatch.setattr(machine, "free_memory", lambda device: 455 * 768)
+    Refinement(config, MisledByColour(), None).close()
+    monkeypatch.setattr(machine, "free_memory", lambda device: 455 * 768 - 1)
+    with pytest.raises(UserError, match=r"404 decisions would hold 0\.0 GB.*Lower replay_capacity"):
+        Refinement(config, MisledByColour(), None)
+    Refinement(replace(config, replay_capacity=100), MisledByColour(), None).close()
 
 
 def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,8 @@ MOST_GRAPHS = 256
 def plain(b: Transition) -> Transition:
     """The batch with dicts for TensorDicts: what has pictures, as compilers and graphs take it."""
     parts: list[Any] = list(b)
-    return Transition(*(x if isinstance(x, Tensor) else dict(x.items()) for x in parts))
+    parts = [x if isinstance(x, Tensor) else dict(x.items()) for x in parts]
+    return Transition(*parts)
 
 
 class Updated(Protocol):
