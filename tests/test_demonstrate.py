@@ -1,5 +1,7 @@
 """What the base is asked about the demonstrations, row by row."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,15 @@ from torch import Tensor
 
 from policy_decorator.demonstrate import demonstrate
 from policy_decorator.demos.dataset import Demonstrations
+from policy_decorator.demos.record import record_expert
+from policy_decorator.demos.replayed import with_pictures
+from policy_decorator.encoders import Encoder, EncoderConfig
+from policy_decorator.envs import get_task
+from policy_decorator.envs.toy import BiasedController
+from policy_decorator.envs.toy_pictures import MisledByColour
 from policy_decorator.errors import UserError
+from policy_decorator.rl.demonstrations import as_source, transitions
+from policy_decorator.rl.sight import seen
 
 
 class Noted:
@@ -51,3 +61,25 @@ def test_episodes_go_on_where_success_does_not_end_them() -> None:
 def test_chunks_are_refused() -> None:
     with pytest.raises(UserError, match="single actions"):
         demonstrate(_demos(), Noted(context=1, chunk=2), torch.device("cpu"))
+
+
+def test_frames_with_pictures_keep_their_rows_and_get_numbers() -> None:
+    task = get_task("toy/reach:rgb")
+    assert task.flat is not None
+    demos = with_pictures(record_expert(task.flat, 3, seed=0), task)
+    base = MisledByColour(noise=0.0)
+    shown = demonstrate(demos, base, torch.device("cpu"))
+    frames: Any = shown.obs
+    assert shown.lengths.tolist() == demos.lengths.tolist()
+    assert frames["frame"].tolist() == list(range(len(demos.actions)))
+    assert torch.equal(frames["rgb"], torch.from_numpy(demos.pictures["rgb"]))
+    assert torch.equal(shown.base, base.act(frames[:, None]))
+    flat = demonstrate(record_expert(task.flat, 3, seed=0), BiasedController(), torch.device("cpu"))
+    assert torch.equal(frames["state"], flat.obs[:, :2])
+    assert torch.equal(shown.success, flat.success)
+    encoder = Encoder(EncoderConfig((4,)), {"rgb": (3, 16, 16)}, 2)
+    source = as_source(transitions(seen(shown, encoder)[0], 0.5, n_step=2, gamma=0.9, reward_shift=-1.0), frames)
+    batch: Any = source.sample(64)
+    for part in (batch.obs, batch.next_obs):
+        assert torch.equal(part["rgb"], frames["rgb"][part["frame"]])
+        assert torch.equal(part["state"], frames["state"][part["frame"]])

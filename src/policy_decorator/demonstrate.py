@@ -25,8 +25,8 @@ def demonstrate(
     asked = session(base)
     obs, actions, bases, success, lengths = [], [], [], [], []
     for (o, a), start in zip(demos.split(), demos.starts, strict=True):
-        reached = np.flatnonzero(demos.success[start : start + len(o)])
-        n = int(reached[0]) + 1 if len(reached) and ends_at_success else len(o)
+        reached = np.flatnonzero(demos.success[start : start + len(a)])
+        n = int(reached[0]) + 1 if len(reached) and ends_at_success else len(a)
         frames = _frames(o, n, device)  # (n, Do)
         rows = torch.arange(n)[:, None] + torch.arange(1 - base.context, 1)  # (n, To)
         with torch.random.fork_rng(), torch.no_grad():

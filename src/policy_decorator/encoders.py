@@ -87,6 +87,7 @@ class Encoder(nn.Module):
 
 def scaled(name: str, pictures: Tensor) -> Tensor:
     """uint8 colours in [0, 1], int16 depth in metres; float32."""
+    # Differs from the released code: its depth comes in 1/1024 m. What the CNN sees is metres there, too.
     return pictures.float() / (1000 if name == "depth" else 255)
 
 

@@ -1,9 +1,11 @@
 """Settings of the process with which a CPU does the same arithmetic in less time."""
 
 import ctypes
+import os
 import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -69,3 +71,22 @@ def _fastest(work: Callable[[], object], threads: int, repeats: int) -> float:
         work()
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on a device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+
+
+def available_memory() -> int:
+    """Bytes this process could still take: of the machine, or of its container where that has less (Linux)."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    try:
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="utf-8") for name in ("max", "current"))
+        return min(free, int(limit) - int(used))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return free

@@ -313,8 +313,9 @@ class Refinement:
         if summary["gain"] < 0:
             self.display.say("Warning: the refined policy did worse than the base on the test episodes: keep the base.")
         actor: Any = copy.deepcopy(self._residual).requires_grad_(False)
-        refined = Refined(dataclasses.replace(policy, actor=actor), self.task.name, self.task.obs_size, summary)
-        return refined, comparison
+        shapes = self.task.shows.shapes if self.task.shows else {}
+        known = {"task": self.task.name, "obs_size": self.task.obs_size, "summary": summary, "shapes": shapes}
+        return Refined(dataclasses.replace(policy, actor=actor), **known), comparison
 
     def _play(self, policy: AnyPolicy, name: str) -> Played:
         env = Recorded(self.eval_env)

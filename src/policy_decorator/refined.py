@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -17,13 +18,17 @@ from policy_decorator.base_policies.external import as_policy
 from policy_decorator.base_policies.imitate import Imitator
 from policy_decorator.chunks import step_by_step, unqueued
 from policy_decorator.decorator import DecoratedPolicy, Residual
-from policy_decorator.disk import atomic_bytes, atomic_json, disk_errors, read_json
+from policy_decorator.disk import atomic_bytes, atomic_json, disk_errors, from_json, read_json
+from policy_decorator.encoders import Encoder, EncoderConfig, Shapes
+from policy_decorator.envs.images import frames_of
 from policy_decorator.errors import UserError
 from policy_decorator.memory import AnyPolicy, ask, session
 from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
 from policy_decorator.rl.selection import Selection, ValueSelected
+from policy_decorator.rl.sight import Embedding, Eye, OfFrames, SeeingActor, through
+from policy_decorator.types import Composition
 
-FORMAT = 1
+FORMAT, SEEING_FORMAT = 1, 2
 Array = TypeVar("Array", np.ndarray, Tensor)
 
 
@@ -36,6 +41,8 @@ class Refined:
     obs_size: int
     summary: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Of the run that made it: base_success, refined_success, gain, counts."""
+    shapes: Shapes = dataclasses.field(default_factory=dict)
+    """(C, H, W) of the pictures that the task shows beside a state of `obs_size`."""
 
     def __post_init__(self) -> None:
         self._session = session(self.policy)
@@ -45,22 +52,19 @@ class Refined:
         """Forget the last episode."""
         self._window: Tensor | None = None
 
-    def act(self, obs: Array) -> Array:
+    def act(self, obs: Array | Mapping[str, Array]) -> Array:
         """One observation (Do,) -> action (Da,), or rows (B, Do) -> (B, Da), each in its own episode.
 
+        Of a task that shows pictures an observation is a mapping of `state` and those, as its environment has them.
         Keeps the frames the base policy looks back on: call `reset` when an episode begins. Actions are clipped to
         [-1, 1] as the environments do. Raises UserError for a wrong size or values that are not finite.
         """
-        rows = torch.as_tensor(obs, dtype=torch.float32, device=self._device)
-        single = rows.ndim == 1
-        rows = rows[None] if single else rows  # (B, Do)
-        if rows.ndim != 2 or rows.shape[1] != self.obs_size:
-            raise UserError(f"{self.task} has observations of size {self.obs_size}, got shape {tuple(np.shape(obs))}.")
-        if not rows.isfinite().all():
-            raise UserError("The observation is not finite.")
+        seen, given = self._rows(obs)
+        single = given.ndim == 1
+        rows = seen[None] if single else seen  # (B, Do)
         if self._window is None or len(self._window) != len(rows):
             self._session.reset(torch.arange(len(rows)))
-            self._window = rows[:, None].repeat(1, self.policy.context, 1)  # (B, To, Do)
+            self._window = torch.cat([rows[:, None]] * self.policy.context, dim=1)  # (B, To, Do)
         else:
             self._window = torch.cat([self._window[:, 1:], rows[:, None]], dim=1)
         chunk = ask(self._session, self._window)
@@ -70,13 +74,26 @@ class Refined:
             )
         action = chunk[:, 0].clamp(-1, 1)
         action = action[0] if single else action
-        return cast(Array, action.cpu().numpy() if isinstance(obs, np.ndarray) else action)
+        return cast(Array, action.cpu().numpy() if isinstance(given, np.ndarray) else action)
 
     __call__ = act
+
+    def _rows(self, obs: Any) -> tuple[Tensor, Any]:
+        """The observation on the device, and the state as it was given."""
+        given = obs["state"] if self.shapes and not isinstance(obs, np.ndarray | Tensor) else obs
+        state = torch.as_tensor(given, dtype=torch.float32, device=self._device)
+        if state.ndim not in (1, 2) or state.shape[-1] != self.obs_size:
+            raise UserError(
+                f"{self.task} has observations of size {self.obs_size}, got shape {tuple(np.shape(given))}."
+            )
+        if not state.isfinite().all():
+            raise UserError("The observation is not finite.")
+        return (frames_of(obs, state, self.shapes, self.task) if self.shapes else state), given
 
     @property
     def _actor(self) -> TanhGaussian:
         actor = self.policy.actor
+        actor = actor.actor if isinstance(actor, SeeingActor) else actor
         return cast(TanhGaussian, actor.actor if isinstance(actor, ValueSelected) else actor)
 
     @property
@@ -86,7 +103,10 @@ class Refined:
     def save(self, folder: str | Path) -> None:
         """Write residual.safetensors, refined.json and, for a base policy of this package, `base/`."""
         folder, actor = Path(folder), cast(torch.nn.Module, self.policy.actor)
-        selection = actor.selection if isinstance(actor, ValueSelected) else None
+        chooser = actor.actor if isinstance(actor, SeeingActor) else actor
+        selection = chooser.selection if isinstance(chooser, ValueSelected) else None
+        composition = self.policy.composition
+        composition = composition.inner if isinstance(composition, OfFrames) else composition
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         tensors = {k: v.detach().cpu().contiguous() for k, v in actor.state_dict().items()}
@@ -98,17 +118,18 @@ class Refined:
         atomic_json(
             folder / "refined.json",
             {
-                "format": FORMAT,
+                "format": SEEING_FORMAT if self.shapes else FORMAT,
                 "task": self.task,
                 "obs_size": self.obs_size,
                 "input_size": len(self._actor.standardize.mean),
                 "chunk": self._actor.chunk_shape,
-                "residual": selection.composition if selection else self.policy.composition,
+                "residual": selection.composition if selection else composition,
                 "selected_by": selection.value if selection else None,
                 "nets": self._actor.cfg,
                 "base": "base" if with_base else "external",
                 "decide": "step" if self._actor.chunk_shape[0] == 1 else "chunk",
                 "summary": self.summary,
+                **({"shapes": self.shapes, "eyes": _eyes(actor)} if self.shapes else {}),
             },
         )
 
@@ -122,33 +143,53 @@ class Refined:
         folder = Path(folder)
         folder = folder / "refined" if (folder / "refined" / "refined.json").exists() else folder
         card = read_json(folder / "refined.json")
-        if card.get("format") != FORMAT:
-            raise UserError(f"{folder} was written in format {card.get('format')}, this version reads {FORMAT}.")
+        if card.get("format") not in (FORMAT, SEEING_FORMAT):
+            raise UserError(f"{folder} was written in format {card.get('format')}, this version reads 1 and 2.")
         if policy is None and card["base"] == "external":
             raise UserError(f"The base policy of {folder} was yours: load it with `Refined.load(folder, policy=...)`.")
+        action_size, shapes = card["chunk"][1], {name: tuple(x) for name, x in card.get("shapes", {}).items()}
+        base = as_policy(policy, action_size) if policy is not None else load_policy(folder / "base")
         with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten: leave no trace in the random state
-            actor, residual = _untrained(card)
+            actor, residual = _untrained(card, shapes, base)
         try:
             actor.load_state_dict(load_file(folder / "residual.safetensors"))
         except (OSError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{folder / 'residual.safetensors'} is damaged: {error}") from None
-        action_size = card["chunk"][1]
-        base = as_policy(policy, action_size) if policy is not None else load_policy(folder / "base")
         base = step_by_step(base) if card.get("decide") == "step" else base
         decorated = DecoratedPolicy(base, actor.requires_grad_(False), residual)
-        return cls(decorated, card["task"], card["obs_size"], card["summary"])
+        return cls(decorated, card["task"], card["obs_size"], card["summary"], shapes)
 
 
-def _untrained(card: dict[str, Any]) -> tuple[TanhGaussian | ValueSelected, Residual]:
+def _untrained(card: dict[str, Any], shapes: Shapes, base: Any) -> tuple[Any, Composition]:
     """The networks that a card describes, and how a `DecoratedPolicy` composes their actions."""
     nets, residual, chunk = NetConfig(**card["nets"]), Residual(**card["residual"]), tuple(card["chunk"])
-    actor = TanhGaussian(card["input_size"], chunk, nets)
-    if card.get("selected_by") is None:
-        return actor, residual
-    scored = math.prod(chunk) * (2 if residual.critic_sees == "concat" else 1)
-    critics = Critics(card["obs_size"], scored, nets)
-    selected = ValueSelected(actor, critics, Selection(residual, card["selected_by"]))
-    return selected, dataclasses.replace(residual, actor_sees="obs+base")
+    actor, composition = TanhGaussian(card["input_size"], chunk, nets), residual
+    eye, obs_size = _eye(card, shapes, base)
+    if card.get("selected_by") is not None:
+        scored = math.prod(chunk) * (2 if residual.critic_sees == "concat" else 1)
+        critics = Critics(obs_size, scored, nets)
+        actor = ValueSelected(actor, critics, Selection(residual, card["selected_by"]))
+        composition = dataclasses.replace(residual, actor_sees="obs+base")
+    return through(eye, actor, composition)
+
+
+def _eye(card: dict[str, Any], shapes: Shapes, base: Any) -> tuple[Eye | None, int]:
+    """What makes vectors of frames, as the card has it, and their size."""
+    if not shapes:
+        return None, card["obs_size"]
+    if card["eyes"] is None:
+        residual = Residual(**card["residual"])
+        size = card["input_size"] - (math.prod(card["chunk"]) if residual.actor_sees == "obs+base" else 0)
+        if not callable(getattr(base, "embed", None)):
+            raise UserError("This residual sees its base's embedding, and the base policy given has none (embed).")
+        return Embedding(base, size), size
+    encoder = Encoder(from_json(EncoderConfig, card["eyes"], "eyes"), shapes, card["obs_size"])
+    return encoder, encoder.size
+
+
+def _eyes(actor: Any) -> EncoderConfig | None:
+    """The settings of a residual's own eyes; None where it looks through the base's."""
+    return actor.eye.cfg if isinstance(actor.eye, Encoder) else None
 
 
 def saveable(base: AnyPolicy) -> bool:

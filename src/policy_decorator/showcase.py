@@ -57,7 +57,7 @@ def _render(
     with display.stage("rendering", len(actions)) as update:
         for done, sequence in enumerate(actions, start=1):
             share = max(2, round(MAX_FRAMES * len(sequence) / longest))  # both films skip the same time per picture
-            frames.append(render_rollout(task, sequence, seed, max_frames=share))
+            frames.append(render_rollout(task.flat or task, sequence, seed, max_frames=share))
             update(done)
     fps = max(1.0, task.control_hz / SLOWDOWN * max(map(len, frames)) / longest)
     path = write_side_by_side(frames[0], frames[1], videos / "side_by_side.mp4", fps, NAMES, success)

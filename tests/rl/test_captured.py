@@ -64,10 +64,10 @@ def test_replayed_updates_are_the_updates(kind: str, actor_every: int) -> None:
     recorder = Again(learner)
     captured, kept = Captured(learner, learner.step, recorder), list[tuple[Metrics, Metrics]]()
     torch.manual_seed(1)
-    wanted = [eager.update(new_batch(k)) for k in range(20)]
+    wanted = [eager.update(new_batch(k, kind=kind)) for k in range(20)]
     torch.manual_seed(1)
     for k in range(20):
-        kept.append((captured(new_batch(k)), wanted[k]))
+        kept.append((captured(new_batch(k, kind=kind)), wanted[k]))
         assert learner.updates == k + 1  # warm-up counts, recording does not
     assert_same(state_of(learner), state_of(eager))
     for got, expected in kept:
@@ -143,9 +143,9 @@ def test_graphs_do_what_updates_do(kind: str, actor_every: int) -> None:
     eager, learner = (new_learner(kind, actor_every, "cuda") for _ in range(2))
     captured = Captured(learner, learner.step)
     torch.manual_seed(1)
-    wanted = [eager.update(new_batch(k, device="cuda")) for k in range(24)]
+    wanted = [eager.update(new_batch(k, device="cuda", kind=kind)) for k in range(24)]
     torch.manual_seed(1)  # graphs draw the random numbers that would have been drawn
-    got = [captured(new_batch(k, device="cuda")) for k in range(24)]
+    got = [captured(new_batch(k, device="cuda", kind=kind)) for k in range(24)]
     assert learner.updates == eager.updates == 24
     assert len(captured.recorded) == min(actor_every, 2)
     assert_same(state_of(learner), state_of(eager), close=True)
@@ -156,7 +156,7 @@ def test_graphs_do_what_updates_do(kind: str, actor_every: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_neither_updates_nor_replays_wait_for_the_device(kind: str) -> None:
     learner, eager = new_learner(kind, 2, "cuda"), new_learner(kind, 2, "cuda")
-    captured, batches = Captured(learner, learner.step), [new_batch(k, device="cuda") for k in range(20)]
+    captured, batches = Captured(learner, learner.step), [new_batch(k, device="cuda", kind=kind) for k in range(20)]
     for b in batches:
         captured(b)
         eager.update(b)

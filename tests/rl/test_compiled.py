@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from learners import assert_same, new_batch, new_learner, restore_to, state_of
+from learners import KINDS, assert_same, new_batch, new_learner, restore_to, state_of
 from torch._dynamo.exc import InternalTorchDynamoError
 
 from policy_decorator.rl import compiled
@@ -12,22 +12,22 @@ from policy_decorator.rl.compiled import Compiled
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sac", "ensemble", "selection", "td3"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_compiled_updates_learn_the_same_and_go_on_from_a_snapshot(kind: str) -> None:
     plain, learner = new_learner(kind, actor_every=2), new_learner(kind, actor_every=2)
     update = Compiled(learner)
     torch.manual_seed(1)
-    wanted = [plain.update(new_batch(k)) for k in range(12)]
+    wanted = [plain.update(new_batch(k, kind=kind)) for k in range(12)]
     torch.manual_seed(1)
-    got = [update(new_batch(k)) for k in range(6)]
+    got = [update(new_batch(k, kind=kind)) for k in range(6)]
     state, rng = state_of(learner), torch.get_rng_state()
     for k in range(6, 9):
-        update(new_batch(k))
+        update(new_batch(k, kind=kind))
     restore_to(learner, state)  # Adam's moments are other tensors now
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)  # for which it is compiled anew
     torch.set_rng_state(rng)
-    got += [update(new_batch(k)) for k in range(6, 12)]
+    got += [update(new_batch(k, kind=kind)) for k in range(6, 12)]
     torch.set_num_threads(threads)
     assert learner.updates == 12
     assert update.works == {False: True, True: True}

@@ -1,10 +1,8 @@
 """How cost grows with the work: environments, size of the base policy, batch, replay; one thing at a time."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -124,7 +122,7 @@ def scale(
     rows: list[Row] = []
     with Child(Growing, cfg, threads, precision) as child:
         for panel in PANELS:
-            room = int(0.6 * available_memory() / bytes_per_transition) if panel.what == "replay" else None
+            room = int(0.6 * machine.available_memory() / bytes_per_transition) if panel.what == "replay" else None
             with display.stage(f"scaling: {panel.what}", len(panel.sizes)) as update:
                 for row in panel_rows(panel, child.ask, budget, room):
                     if "note" in row:
@@ -151,17 +149,3 @@ def panel_rows(panel: Panel, ask: Callable[[Question], Any], budget: float, room
             row |= {"size": exact, "ms": 1000 * took, "per_s": counts / took, "counted": panel.counted}
             last = (size, max(LEAST_CALLS * took, time.monotonic() - before - seconds))
         yield row
-
-
-def available_memory() -> int:
-    """Bytes this process could still take: of the machine, or of its container where that has less (Linux)."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    try:
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="utf-8") for name in ("max", "current"))
-        return min(free, int(limit) - int(used))
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        return free

@@ -1,5 +1,6 @@
 """Observations with pictures: of MuJoCo's environments, and in batches, where every frame has a number."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import gymnasium as gym
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from policy_decorator.envs.task import image_space
+from policy_decorator.errors import UserError
 
 
 class SeenByCamera(gym.Wrapper[Any, Any, Any, Any]):
@@ -40,6 +42,30 @@ def together(parts: dict[str, Tensor], ndim: int) -> Tensor:
 
     state = parts["state"]
     return cast(Tensor, TensorDict(parts, batch_size=state.shape[:ndim], device=state.device))
+
+
+FORMATS = {"rgb": torch.uint8, "depth": torch.int16}
+"""Number formats of pictures; depth is in millimetres."""
+
+
+def frames_of(obs: Any, state: Tensor, shapes: Mapping[str, tuple[int, ...]], task: str) -> Tensor:
+    """`state` (*, Do) with the pictures of `obs` (*, C, H, W), numpy or torch, as a TensorDict (*).
+
+    Raises UserError: no mapping, pictures missing, in another number format or of other sizes.
+    """
+    missing = sorted(shapes) if not hasattr(obs, "keys") else sorted(set(shapes) - set(obs.keys()))
+    if missing:
+        raise UserError(f"{task} shows pictures: an observation is a mapping of state, {', '.join(shapes)}.")
+    parts = {"state": state}
+    for name, shape in shapes.items():
+        picture, wanted = torch.as_tensor(obs[name], device=state.device), (*state.shape[:-1], *shape)
+        if picture.dtype != FORMATS[name] or picture.shape != wanted:
+            raise UserError(
+                f"{name} of {task} is {FORMATS[name]} {wanted}, got {picture.dtype} {tuple(picture.shape)}: give it as "
+                "the environment has it."
+            )
+        parts[name] = picture
+    return together(parts, ndim=state.ndim - 1)
 
 
 class FrameNumbers:

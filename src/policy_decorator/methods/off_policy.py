@@ -15,7 +15,16 @@ from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
 from policy_decorator.rl.replay import DataSource, NStep, Replay
 from policy_decorator.rl.sac import SAC, SACConfig
 from policy_decorator.rl.selection import Proposer, Selection
-from policy_decorator.rl.sight import EmbeddedNStep, Embedding, Eye, SeeingSAC, SeeingTD3, embedding_of, seen
+from policy_decorator.rl.sight import (
+    EmbeddedNStep,
+    Embedding,
+    Eye,
+    SeeingSAC,
+    SeeingTD3,
+    check_room,
+    embedding_of,
+    seen,
+)
 from policy_decorator.rl.td3 import TD3, Noisy, TD3Config
 from policy_decorator.rollout import Collector
 from policy_decorator.types import BasePolicy, Composition
@@ -76,6 +85,7 @@ def eye_of(cfg: OffPolicyConfig, p: Problem) -> tuple[Eye | None, int]:
     if cfg.sees == "embedding":
         eye = embedding_of(p.base, p.env.reset(p.seed)[:, -1])
     else:
+        check_room(p.shapes, p.capacity, p.device)
         eye = Encoder(cfg.eyes, p.shapes, p.obs_size).to(p.device)
     return eye, eye.size
 

@@ -8,6 +8,7 @@ embedding   what the frozen base makes of them (`base.embed`): MLPs on features,
 frames (B,) -> [state, features] (B, Do + F); from there on everything is as it is without pictures
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -15,12 +16,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from policy_decorator.encoders import Encoder
+from policy_decorator import machine
+from policy_decorator.encoders import Encoder, Shapes
 from policy_decorator.errors import UserError
 from policy_decorator.rl.compiled import Metrics
 from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.descent import Descent
-from policy_decorator.rl.replay import NStep
+from policy_decorator.rl.replay import NStep, Pictures
 from policy_decorator.rl.sac import SAC
 from policy_decorator.rl.selection import Proposer
 from policy_decorator.rl.td3 import TD3
@@ -105,6 +107,7 @@ def through(eye: Eye | None, actor: Any, composition: Composition) -> tuple[Any,
 class Sees:
     """A learner whose batches hold pictures: it learns `encoder` with the critics, and its losses see features."""
 
+    # Differs from the released code: that learns no CNN online and stores the base's embeddings (`Embedding` here).
     encoder: Encoder
 
     def __post_init__(self) -> None:
@@ -119,6 +122,10 @@ class Sees:
             next_obs = self.encoder(b.next_obs, shifted=True)
         b = b._replace(obs=self.encoder(b.obs, shifted=True), next_obs=next_obs)
         return super().step(b, with_actor)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def actor_loss(self, b: Transition) -> Any:
+        """As the learner's; nothing of it reaches the encoder."""
+        return super().actor_loss(b._replace(obs=b.obs.detach()))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass
@@ -141,6 +148,17 @@ class EmbeddedNStep(NStep):
     @torch.no_grad()
     def push(self, t: Transition, done: Tensor) -> Transition | None:
         return super().push(t._replace(obs=self.eye(t.obs), next_obs=self.eye(t.next_obs)), done)
+
+
+def check_room(shapes: Shapes, decisions: int, device: torch.device) -> None:
+    """Raises UserError where the pictures of so many decisions do not fit into memory, before hours are spent."""
+    frame = sum(math.prod(shape) * (2 if name == "depth" else 1) for name, shape in shapes.items())  # bytes
+    need, free = frame * Pictures(decisions).room, machine.free_memory(device)
+    if need > free:
+        raise UserError(
+            f"A replay of {decisions:,} decisions would hold {need / 1e9:.1f} GB of pictures, and {free / 1e9:.1f} GB "
+            f"are free on {device}. Lower replay_capacity, or take sees = embedding."
+        )
 
 
 CHUNK = 1024
