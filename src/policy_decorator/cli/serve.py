@@ -15,9 +15,9 @@ from policy_decorator.envs import get_task
 from policy_decorator.errors import UserError
 from policy_decorator.serving.server import Server
 
-ABOUT = """Answer for a policy over a socket (WebSocket and msgpack), until Ctrl-C. FOLDER is a saved base policy, a \
-run, whose refined policy is served, or a policy's file. Refine or evaluate it from elsewhere with \
---policy ws://HOST:PORT; clients written for openpi's policy server can use it as well."""
+ABOUT = """Answer for a policy over a socket (WebSocket and msgpack), until Ctrl-C. FOLDER is a base policy, a run, \
+whose refined policy is served, or a policy's file. Refine or evaluate it from elsewhere with --policy ws://HOST:PORT; \
+clients written for openpi's policy server can use it as well."""
 
 
 @dataclass(frozen=True)

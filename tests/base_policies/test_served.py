@@ -1,0 +1,347 @@
+"""Policies behind a socket: our client with servers in other processes, and our server with an independent client."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from foreign import ACTION, OBS, STEPS, check_contract, episode, played, real, remembers
+
+from policy_decorator import api
+from policy_decorator.base_policies.checkpoint import save_policy
+from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
+from policy_decorator.base_policies.places import from_place, is_place
+from policy_decorator.base_policies.served import from_address, served
+from policy_decorator.cli import main
+from policy_decorator.errors import UserError
+from policy_decorator.memory import ask, session
+
+HERE = Path(__file__).parent
+QUERY = "?observation/state=:&prompt=reach"
+
+
+class Running:
+    """A server in a process of its own, which can be killed and started again at the same port."""
+
+    def __init__(self, *command: str) -> None:
+        self.command, self.port = command, 0
+        self.start()
+
+    def start(self) -> None:
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+        words = [word.format(port=self.port) for word in self.command]
+        self.process = subprocess.Popen(
+            [sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env
+        )
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if found := [
+                word for word in line.decode().replace("127.0.0.1:", " ").replace(";", " ").split() if word.isdigit()
+            ]:
+                self.port = int(found[-1])
+                return
+        raise AssertionError("the server ended")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def address(self) -> str:
+        return f"ws://127.0.0.1:{self.port}"
+
+
+@contextmanager
+def running(*command: str) -> Iterator[Running]:
+    real("websockets")
+    real("msgpack")
+    server = Running(*command)
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def openpi(kind: str = "plain") -> Any:
+    return running(str(HERE / "openpi_server.py"), "{port}", kind)
+
+
+def ours(obs_size: int = OBS) -> Any:
+    return running(str(HERE / "our_server.py"), "{port}", str(obs_size))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    policy, path = MLPPolicy(MLPConfig(width=8, context=2), 4, 2), tmp_path_factory.mktemp("saved") / "base"
+    save_policy(policy, path, details={"task": "toy/reach"})
+    return path
+
+
+def pidec_serve(folder: Path | str, *more: str) -> Any:
+    return running("-m", "policy_decorator.cli", "serve", str(folder), "--port", "{port}", *more)
+
+
+# ---- what is said --------------------------------------------------------------------------------------------
+
+
+def test_messages_are_those_of_openpi() -> None:
+    real("msgpack")
+    from openpi_server import packb, unpackb
+
+    from policy_decorator.serving.wire import pack, unpack
+
+    message = {
+        "observation/image": np.arange(24, dtype=np.uint8).reshape(2, 4, 3),
+        "observation/state": np.linspace(-1, 1, 7, dtype=np.float32),
+        "nested": {"n": np.float64(0.5), "flag": np.bool_(True)},
+        "prompt": "reach",
+    }
+    assert pack(message) == packb(message)
+    for back in (unpack(packb(message)), unpackb(pack(message))):
+        assert back["prompt"] == "reach"
+        assert back["nested"] == {"n": 0.5, "flag": True}
+        np.testing.assert_array_equal(back["observation/image"], message["observation/image"])
+    unpack(pack(message))["observation/state"][0] = 3  # may be written to
+    for wrong in ({"x": np.array([None])}, {"x": object()}, {"x": np.zeros(1, dtype=complex)}):
+        with pytest.raises(UserError, match="cannot be sent"):
+            pack(wrong)
+    for wrong in (b"\xc1", b"", packb({b"__ndarray__": True, b"data": b"12345678", b"dtype": "|O", b"shape": [1]})):
+        with pytest.raises(UserError, match="none of a policy server's"):
+            unpack(wrong)
+
+
+# ---- our client, a server of openpi's kind -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_a_server_of_openpis_kind(chunk: int) -> None:
+    with openpi() as server:
+        policy = from_address(f"{server.address}{QUERY}&chunk={chunk}", ACTION)
+        assert (policy.context, policy.chunk) == (1, chunk)
+        check_contract(policy)
+        obs = torch.rand(40, 1, OBS)  # more than are asked at once
+        wanted = (2 * (obs[:, 0, 2:4] - obs[:, 0, :2]) + torch.tensor([0.14, 0.06])).clamp(-1, 1)
+        torch.testing.assert_close(ask(policy, obs)[:, 0], wanted)
+
+
+def test_a_server_with_a_memory_has_a_connection_for_every_row() -> None:
+    with openpi("memory") as server:
+        policy = from_address(f"{server.address}{QUERY}&reset=1", ACTION)
+        assert remembers(policy)
+        check_contract(policy)
+
+
+WRONG = {
+    "nan": "not finite",
+    "size": "shape .* instead of",
+    "entry": "no 'actions'.*control",
+    "fails": "(?s)failed: RuntimeError: no such camera.*Traceback",
+    "dies": "No policy server answers|went away",
+}
+
+
+@pytest.mark.parametrize("kind", sorted(WRONG))
+def test_wrong_answers_are_caught_at_once(kind: str) -> None:
+    with openpi(kind) as server:
+        policy = from_address(f"{server.address}{QUERY}&chunk=2&patience=1", ACTION)
+        with pytest.raises(UserError, match=WRONG[kind]):
+            ask(policy, torch.rand(3, 1, OBS))
+
+
+def test_chunks_that_are_too_short_or_that_nobody_named() -> None:
+    with openpi() as server:
+        with pytest.raises(UserError, match="chunk of 4 actions, 8 are to be executed"):
+            ask(from_address(f"{server.address}{QUERY}&chunk=8", ACTION), torch.rand(1, 1, OBS))
+        with pytest.raises(UserError, match=r"say how many.*chunk=4"):
+            ask(from_address(f"{server.address}{QUERY}", ACTION), torch.rand(1, 1, OBS))
+        with pytest.raises(UserError, match="say what its policy observes"):
+            from_address(server.address, ACTION)
+
+
+def test_addresses() -> None:
+    real("websockets")
+    assert is_place("ws://host:8000?prompt=x")
+    assert not is_place("runs/ws")
+    for address, reason in (("ws://host", "no port"), ("ws://host:1?chunk=x", "cannot be understood")):
+        with pytest.raises(UserError, match=reason):
+            from_place(address, ACTION)
+    with pytest.raises(UserError, match=r"No policy server answers at ws://127.0.0.1:9.*pidec serve"):
+        served("ws://127.0.0.1:9", ACTION, patience=0.3)
+
+
+# ---- a server that goes away ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["plain", "memory", "ours"])
+def test_an_episode_survives_restarts(kind: str) -> None:
+    with ours() if kind == "ours" else openpi(kind) as server:
+        query = {"plain": f"{QUERY}&chunk=1", "memory": f"{QUERY}&reset=1", "ours": ""}[kind]
+        policy, obs = from_address(server.address + query, ACTION), [episode(seed=k) for k in range(2)]
+        undisturbed = [played(policy, o) for o in obs]
+        assert remembers(policy) == (kind != "plain")
+        asked, rows = session(policy), torch.arange(2)
+        asked.reset(rows)
+        for t in range(STEPS):
+            if t == 7:
+                asked.reset(torch.tensor([1]))
+            if t in (4, 5, 9):
+                server.kill()
+                again = threading.Timer(0.5, server.start)
+                again.start()
+            at = [t, t - 7 if t >= 7 else t]
+            back = [max(i + 1 - policy.context, 0) for i in at]
+            windows = torch.stack(
+                [o[[b, i]] if policy.context == 2 else o[[i]] for o, b, i in zip(obs, back, at, strict=True)]
+            )
+            answer = asked.act(windows, rows)
+            torch.testing.assert_close(answer, torch.stack([undisturbed[k][at[k]] for k in range(2)]))
+            if t in (4, 5, 9):
+                again.join()
+
+
+def test_a_connection_that_breaks_does_not_advance_the_memory_twice() -> None:
+    with ours() as server:
+        policy, obs, row = from_address(server.address, ACTION), episode(), torch.tensor([0])
+        undisturbed = played(policy, obs)
+        asked: Any = policy.session()  # pyright: ignore
+        asked.reset(row)
+        for t in range(STEPS):
+            if t % 3 == 2:
+                asked._talks[0].link._socket.close()  # the server goes on, with another memory for the next connection
+            answer = asked.act(obs[[max(t - 1, 0), t]][None], row)
+            torch.testing.assert_close(answer[0], undisturbed[t])
+
+
+def test_a_server_that_stays_away_is_told_of() -> None:
+    with ours() as server:
+        policy = from_address(f"{server.address}?patience=1", ACTION)
+        server.kill()
+        with pytest.raises(UserError, match=r"It was there before.*--resume"):
+            played(policy, episode())
+
+
+# ---- our server ----------------------------------------------------------------------------------------------
+
+
+def test_our_server_and_our_client_with_a_memory() -> None:
+    with ours() as server:
+        policy = from_address(server.address, ACTION)
+        assert policy.context == 2
+        check_contract(policy)
+        with pytest.raises(UserError, match="answers with 2 actions, not 3"):
+            from_address(server.address, 3)
+        with pytest.raises(UserError, match="Observations have the size 6"):
+            played(policy, episode(obs_size=5))
+        saved: Any = policy.session()  # pyright: ignore
+        row, obs = torch.tensor([0]), episode()
+        for t in range(4):
+            saved.act(obs[[max(t - 1, 0), t]][None], row)
+        other: Any = policy.session()  # pyright: ignore
+        other.restore(saved.state())
+        torch.testing.assert_close(other.act(obs[[3, 4]][None], row), saved.act(obs[[3, 4]][None], row))
+
+
+def test_openpis_client_is_answered(folder: Path) -> None:
+    """The client is written here, from the wire format alone."""
+    with pidec_serve(folder) as server:
+        from openpi_server import packb, unpackb
+        from websockets.sync.client import connect
+
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/healthz", timeout=30) as answer:
+            assert (answer.status, answer.read()) == (200, b"OK\n")
+        obs = np.array([[0.1, 0.2, 0.3, 0.4], [0.5, 0.1, 0.0, -0.3]], dtype=np.float32)
+        policy: Any = api.load(folder, 2)
+        windows = torch.from_numpy(np.stack([obs[[0, 0]], obs[[0, 1]]]))
+        wanted = policy.act(windows).numpy()
+        with connect(server.address, compression=None, max_size=None) as socket, connect(server.address) as other:
+            assert unpackb(socket.recv())["policy_decorator"]["action_size"] == 2
+            unpackb(other.recv())
+            for _ in range(2):  # an episode, and another one after the reset
+                for frame, action in zip(obs, wanted, strict=True):
+                    socket.send(packb({"observation/state": frame.astype(np.float64), "prompt": "reach"}))
+                    answer = unpackb(socket.recv())
+                    np.testing.assert_allclose(answer["actions"], action, atol=1e-6)
+                    assert answer["actions"].shape == (1, 2)
+                    assert answer["server_timing"]["infer_ms"] > 0
+                    other.send(packb({"state": obs[1], "other": np.zeros(3)}))  # has a history of its own
+                    unpackb(other.recv())
+                socket.send(packb({"endpoint": "reset"}))
+                assert unpackb(socket.recv()) == {"status": "reset successful"}
+            socket.send(packb({"observation/state": np.zeros(5)}))
+            said = socket.recv()
+            assert isinstance(said, str)
+            assert "an array of shape (4,) in exactly one entry" in said
+            with pytest.raises(Exception, match="1011"):
+                socket.recv()
+            other.send(packb({"state": obs[1]}))  # does not notice
+            assert isinstance(other.recv(), bytes)
+
+
+def test_ctrl_c_ends_it_with_its_counts(folder: Path) -> None:
+    with pidec_serve(folder, "--json") as server:
+        ask(from_address(server.address, 2), torch.rand(3, 2, 4))
+        server.process.send_signal(signal.SIGINT)
+        out, _ = server.process.communicate(timeout=60)
+        assert server.process.returncode == 0
+        told = json.loads(out)
+        assert (told["policy"], told["task"], told["connections"], told["answers"]) == ("mlp", "toy/reach", 1, 1)
+
+
+def test_what_cannot_be_served_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    real("websockets")
+    with pidec_serve(folder) as server:
+        assert main(["serve", str(folder), "--port", str(server.port)]) == 2
+    assert main(["serve", str(folder), "--port", "70000"]) == 2
+    assert main(["serve", "policy.onnx"]) == 2
+    told = capsys.readouterr().err
+    assert all(reason in told for reason in ("choose another --port", "must be in 0..65535", "give --task"))
+
+
+# ---- refinement ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["plain", "ours"])
+def test_a_served_policy_is_refined_and_survives_a_restart(
+    kind: str, make_config: Callable[..., Any], tmp_path: Path
+) -> None:
+    with ours(obs_size=4) if kind == "ours" else openpi() as server:
+        address = server.address + {"plain": f"{QUERY}&chunk=1", "ours": ""}[kind]
+        restarted = threading.Event()
+
+        def restart() -> None:
+            while not any((tmp_path / "run").glob("metrics.jsonl")):
+                time.sleep(0.05)
+            server.kill()
+            server.start()
+            restarted.set()
+
+        threading.Thread(target=restart).start()
+        config = make_config(task="toy/reach", policy=address, total_steps=600)
+        refined = api.run(config, address, out=tmp_path / "run", force=True)
+        assert restarted.is_set()
+        summary = refined.summary
+        assert summary["base_deterministic"]
+        if kind == "plain":
+            timed_out = summary["base_queries"] - summary["decisions"] - config.envs
+            assert 0 <= timed_out <= summary["episodes"]
+            assert 0 < summary["base_success"] < 1
+        out = subprocess.run(
+            [sys.executable, "-m", "policy_decorator.cli", "evaluate", tmp_path / "run", "--episodes", "12", "--json"],
+            capture_output=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+        told = json.loads(out.stdout)
+        assert told["base"]["success_rate"] == summary["base_success"]
+        assert told["refined"]["success_rate"] == summary["refined_success"]
