@@ -29,7 +29,7 @@ class Net(nn.Module):
         self.linear = nn.Linear(OBS * max(context, 1), ACTION * max(chunk, 1))
 
     def forward(self, seen: Tensor) -> Tensor:
-        answer = torch.tanh(2 * self.linear((seen - self.mean).flatten(1)))
+        answer = torch.tanh(2 * self.linear((seen - self.get_buffer("mean")).flatten(1)))
         return answer.unflatten(1, (self.chunk, ACTION)) if self.chunk else answer
 
 
@@ -38,7 +38,8 @@ def sample(net: Net, rows: int = 2) -> Tensor:
 
 
 def script(net: Net, folder: Path) -> Path:
-    torch.jit.trace(net, sample(net)).save(folder / "policy.pt")
+    traced: Any = torch.jit.trace(net, sample(net))
+    traced.save(folder / "policy.pt")
     return folder / "policy.pt"
 
 

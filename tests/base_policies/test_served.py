@@ -89,6 +89,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def our_server() -> Iterator[Running]:
+    with ours() as server:
+        yield server
+
+
 def pidec_serve(folder: Path | str, *more: str) -> Any:
     return running("-m", "policy_decorator.cli", "serve", str(folder), "--port", "{port}", *more)
 
@@ -196,7 +202,7 @@ def test_an_episode_survives_restarts(kind: str) -> None:
         for t in range(STEPS):
             if t == 7:
                 asked.reset(torch.tensor([1]))
-            if t in (4, 5, 9):
+            if t == 5:
                 server.kill()
                 again = threading.Timer(0.5, server.start)
                 again.start()
@@ -207,26 +213,25 @@ def test_an_episode_survives_restarts(kind: str) -> None:
             )
             answer = asked.act(windows, rows)
             torch.testing.assert_close(answer, torch.stack([undisturbed[k][at[k]] for k in range(2)]))
-            if t in (4, 5, 9):
+            if t == 5:
                 again.join()
 
 
-def test_a_connection_that_breaks_does_not_advance_the_memory_twice() -> None:
-    with ours() as server:
-        policy, obs, row = from_address(server.address, ACTION), episode(), torch.tensor([0])
-        undisturbed = played(policy, obs)
-        asked: Any = policy.session()  # pyright: ignore
-        asked.reset(row)
-        for t in range(STEPS):
-            if t % 3 == 2:
-                asked._talks[0].link._socket.close()  # the server goes on, with another memory for the next connection
-            answer = asked.act(obs[[max(t - 1, 0), t]][None], row)
-            torch.testing.assert_close(answer[0], undisturbed[t])
+def test_a_connection_that_breaks_does_not_advance_the_memory_twice(our_server: Running) -> None:
+    policy, obs, row = from_address(our_server.address, ACTION), episode(), torch.tensor([0])
+    undisturbed = played(policy, obs)
+    asked: Any = session(policy)
+    asked.reset(row)
+    for t in range(STEPS):
+        if t % 3 == 2:
+            asked._talks[0].link._socket.close()  # the server goes on, with another memory for the next connection
+        answer = asked.act(obs[[max(t - 1, 0), t]][None], row)
+        torch.testing.assert_close(answer[0], undisturbed[t])
 
 
 def test_a_server_that_stays_away_is_told_of() -> None:
-    with ours() as server:
-        policy = from_address(f"{server.address}?patience=1", ACTION)
+    with openpi("memory") as server:
+        policy = from_address(f"{server.address}{QUERY}&reset=1&patience=1", ACTION)
         server.kill()
         with pytest.raises(UserError, match=r"It was there before.*--resume"):
             played(policy, episode())
@@ -235,22 +240,24 @@ def test_a_server_that_stays_away_is_told_of() -> None:
 # ---- our server ----------------------------------------------------------------------------------------------
 
 
-def test_our_server_and_our_client_with_a_memory() -> None:
-    with ours() as server:
-        policy = from_address(server.address, ACTION)
-        assert policy.context == 2
-        check_contract(policy)
-        with pytest.raises(UserError, match="answers with 2 actions, not 3"):
-            from_address(server.address, 3)
-        with pytest.raises(UserError, match="Observations have the size 6"):
-            played(policy, episode(obs_size=5))
-        saved: Any = policy.session()  # pyright: ignore
-        row, obs = torch.tensor([0]), episode()
-        for t in range(4):
-            saved.act(obs[[max(t - 1, 0), t]][None], row)
-        other: Any = policy.session()  # pyright: ignore
-        other.restore(saved.state())
-        torch.testing.assert_close(other.act(obs[[3, 4]][None], row), saved.act(obs[[3, 4]][None], row))
+def test_our_server_and_our_client_with_a_memory(our_server: Running) -> None:
+    policy = from_address(our_server.address, ACTION)
+    assert policy.context == 2
+    check_contract(policy)
+    with pytest.raises(UserError, match="answers with 2 actions, not 3"):
+        from_address(our_server.address, 3)
+    with pytest.raises(UserError, match="Observations have the size 6"):
+        played(policy, episode(obs_size=5))
+
+
+def test_what_a_served_policy_remembers_can_be_saved(our_server: Running) -> None:
+    saved: Any = session(policy := from_address(our_server.address, ACTION))
+    row, obs = torch.tensor([0]), episode()
+    for t in range(4):
+        saved.act(obs[[max(t - 1, 0), t]][None], row)
+    other: Any = session(policy)
+    other.restore(saved.state())
+    torch.testing.assert_close(other.act(obs[[3, 4]][None], row), saved.act(obs[[3, 4]][None], row))
 
 
 def test_openpis_client_is_answered(folder: Path) -> None:

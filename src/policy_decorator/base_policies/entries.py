@@ -7,7 +7,7 @@ entry of it, as `Entry("rgb")`. Anything else is handed on as it is: a prompt. A
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
@@ -30,16 +30,16 @@ def entries_of(frame: Tensor, keys: Keys) -> dict[str, Any]:
     return {name: _part(frame, name, part) for name, part in keys.items()}
 
 
-def _part(frame: Any, name: str, part: Any) -> Any:
-    pictures = not isinstance(frame, Tensor)
+def _part(frame: Tensor, name: str, part: Any) -> Any:
+    pictures, parts = not isinstance(frame, Tensor), cast(Any, frame)
     if isinstance(part, Entry):
-        known = sorted(frame.keys()) if pictures else []
+        known = sorted(parts.keys()) if pictures else []
         if part.name not in known:
             raise UserError(f"{name} is to be {part.name!r}, but the observation has {', '.join(known) or 'no names'}.")
-        return frame[part.name]
+        return parts[part.name]
     if not isinstance(part, slice) and (isinstance(part, str) or not isinstance(part, Sequence)):
         return part
-    flat: Any = frame["state"] if pictures else frame
+    flat: Tensor = parts["state"] if pictures else frame
     try:
         taken = flat[..., part]
     except IndexError as error:
