@@ -11,6 +11,8 @@ from typing import Any
 from policy_decorator.base_policies.bet import BehaviorTransformer, BeTConfig
 from policy_decorator.base_policies.imitate import Imitator
 from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
+from policy_decorator.base_policies.rnn import RecurrentPolicy, RNNConfig
+from policy_decorator.base_policies.vinn import VINNConfig, build_vinn
 from policy_decorator.errors import UserError, lookup
 
 
@@ -30,6 +32,8 @@ class PolicyEntry:
 POLICIES: dict[str, PolicyEntry] = {
     "mlp": PolicyEntry("mlp", "Behaviour cloning with a multi-layer perceptron.", MLPConfig, MLPPolicy),
     "bet": PolicyEntry("bet", "Behavior Transformer, a base policy of the paper.", BeTConfig, BehaviorTransformer),
+    "rnn": PolicyEntry("rnn", "BC-RNN: an LSTM, whose memory is kept per environment.", RNNConfig, RecurrentPolicy),
+    "vinn": PolicyEntry("vinn", "VINN: the actions of the nearest demonstrated frames.", VINNConfig, build_vinn),
 }
 
 

@@ -3,13 +3,15 @@
     windows of length To end at frame t of an episode of length L and hold frames t-To+1 ... t:
         released code   start in range(L - To)        (no padding; the last full window is left out)
         pad_start       t in range(L), frames before the first repeat the first, as a rollout sees them
+    a policy with a memory has a `sequence` T instead: T steps from frame t on, t in range(L), those behind the last
+    repeat the last (robomimic)
 
 The checkpoint with the highest evaluation success is kept (paper, App. B.1.3).
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -26,7 +28,11 @@ REPORT_EVERY = 100  # steps between looks at the loss: each one waits for the ac
 
 
 class Imitator(Protocol):
-    """A base policy that can be trained from demonstrations; every entry of `POLICIES` is one."""
+    """A base policy that can be trained from demonstrations; every entry of `POLICIES` is one.
+
+    One that remembers is a `StatefulPolicy` too, whose `rows` may be left out, and has a `sequence`: the frames that
+    `loss` is given, where they are not the `context` that `act` is given.
+    """
 
     cfg: Any
     obs_size: int
@@ -108,6 +114,17 @@ def window_bounds(lengths: Tensor, context: int, pad_start: bool) -> tuple[Tenso
     return first, first + skipped + torch.arange(len(first), device=lengths.device) - before
 
 
+def sequence_bounds(lengths: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+    """The same for sequences of `frames` steps that begin at every frame; the newest may be behind the episode."""
+    first = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)  # (W,)
+    return first, torch.arange(len(first), device=lengths.device) + frames - 1
+
+
+def frames_of(policy: Imitator) -> int:
+    """Frames of a training window."""
+    return int(getattr(policy, "sequence", policy.context))
+
+
 def window_rows(first: Tensor, newest: Tensor, context: int) -> Tensor:
     """(B,), (B,) -> (B, To) rows of frames; the first is repeated where a window begins before it."""
     back = torch.arange(1 - context, 1, device=newest.device)  # (To,)
@@ -135,6 +152,8 @@ def imitate(
     """
     machine.use_cpu_well()
     device = torch.device(device)
+    if not getattr(policy, "learns", True):  # its database is made at the first step
+        cfg = replace(cfg, steps=1)
     windows = _load_windows(policy, demos, cfg, device)
     best = _Best()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -191,6 +210,7 @@ class _Windows:
     actions: Tensor  # (N, Da)
     first: Tensor  # (W,)
     newest: Tensor  # (W,)
+    last: Tensor  # (W,) row of the episode's last frame
     context: int
 
     def draw(self, batch_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -200,6 +220,7 @@ class _Windows:
         device = self.newest.device
         drawn = torch.randint(len(self.newest), (batch_size,), generator=generator, device=device)
         rows = window_rows(self.first[drawn], self.newest[drawn], self.context)  # (B, To)
+        rows = rows.minimum(self.last[drawn, None])
         return self.observations[rows], self.actions[rows]
 
 
@@ -230,12 +251,16 @@ def _load_windows(policy: Imitator, demos: "Demonstrations", cfg: ImitateConfig,
             f"{ours[0]} and {ours[1]}: build the policy with the demonstrations' sizes."
         )
     lengths = torch.as_tensor(np.asarray(demos.lengths), dtype=torch.int64, device=device)  # (E,)
-    first, newest = window_bounds(lengths, policy.context, cfg.pad_start)
+    frames = frames_of(policy)
+    if hasattr(policy, "sequence"):
+        first, newest = sequence_bounds(lengths, frames)
+    else:
+        first, newest = window_bounds(lengths, frames, cfg.pad_start)
     if len(newest) == 0:
         longest = int(lengths.max()) if len(lengths) else 0
         raise UserError(
-            f"No training window of {policy.context} frames fits into these demonstrations: the longest "
-            f"episode has {longest} and needs {policy.context + 1}. Set pad_start or a shorter context."
+            f"No training window of {frames} frames fits into these demonstrations: the longest "
+            f"episode has {longest} and needs {frames + 1}. Set pad_start or a shorter context."
         )
     observations, actions = (
         torch.as_tensor(np.asarray(array), dtype=torch.float32, device=device)
@@ -243,7 +268,9 @@ def _load_windows(policy: Imitator, demos: "Demonstrations", cfg: ImitateConfig,
     )
     if not (observations.isfinite().all() and actions.isfinite().all()):
         raise UserError("The demonstrations hold values that are not finite: record them again without.")
-    return _Windows(observations, actions, first, newest, policy.context)
+    ends = lengths.cumsum(0) - 1  # (E,)
+    last = ends[torch.searchsorted(ends, first)]
+    return _Windows(observations, actions, first, newest, last, frames)
 
 
 def _finite(value: float, what: str, step: int) -> float:
