@@ -44,7 +44,7 @@ def decorate(
 
     Args:
         policy: the folder of a saved policy; anything callable, (B, Do) -> (B, Da) or (Do,) -> (Da,), numpy or torch;
-            an object with `predict`; or a `BasePolicy`. It is only ever asked for actions.
+            an object with `predict`; or a `BasePolicy` or `StatefulPolicy`. It is only ever asked for actions.
         task: a name from `pidec list tasks`.
         bound: alpha, the largest correction in every action dimension, of actions in [-1, 1] (paper Sec. 4.2).
         horizon: H, environment steps over which the residual is introduced (Fig. 4); 0: at once.
