@@ -199,7 +199,7 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_memory_that_can_be_saved_is_resumed_bit_for_bit(
     task: str, base: Any, tmp_path: Path, make_config: MakeConfig
 ) -> None:
-    config = make_config(task, total_steps=500, save_every=220)
+    config = make_config(task, total_steps=500, save_every=220, workers=0)
     whole = api.run(config, base, out=tmp_path / "whole")
     cut, said = _cut_and_resume(base, config, tmp_path / "cut")
     assert not [line for line in said if "remembered" in line]
@@ -216,7 +216,7 @@ def test_a_memory_that_can_be_saved_is_resumed_bit_for_bit(
 
 @pytest.mark.usefixtures("_no_pictures")
 def test_where_it_cannot_be_saved_new_episodes_begin_and_this_is_said(tmp_path: Path, make_config: MakeConfig) -> None:
-    config = make_config("toy/reach-gym", total_steps=500, save_every=220)
+    config = make_config("toy/reach-gym", total_steps=500, save_every=220, workers=0)
     cut, said = _cut_and_resume(Counting(0.03), config, tmp_path / "cut")
     assert len([line for line in said if "remembered" in line]) == 1
     assert cut.summary["env_steps"] == 500

@@ -48,7 +48,7 @@ def decorate(
     Args:
         policy: the folder of a saved policy; anything callable, (B, Do) -> (B, Da) or (Do,) -> (Da,), numpy or torch;
             a model of Stable-Baselines3, LeRobot or robomimic; a file (.onnx, .pt2, .pt, .pth); the address of a policy
-            server, "ws://host:port"; or a `BasePolicy`. It is only ever asked for actions.
+            server, "ws://host:port"; or a `BasePolicy` or `StatefulPolicy`. It is only ever asked for actions.
         task: a name from `pidec list tasks`.
         bound: alpha, the largest correction in every action dimension, of actions in [-1, 1] (paper Sec. 4.2).
         horizon: H, environment steps over which the residual is introduced (Fig. 4); 0: at once.

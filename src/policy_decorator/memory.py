@@ -4,6 +4,7 @@ Whoever plays episodes opens a `session`, says with `reset` where they begin, an
 about. A policy without a memory goes through the same lines and is asked as it always was.
 """
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self, TypeGuard, cast
@@ -138,3 +139,29 @@ class RowMemory:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         self.entries = {name: x.clone() if x.is_floating_point() else x.cpu().clone() for name, x in state.items()}
+
+
+class Remembering:
+    """What policies that remember in a `RowMemory` have in common. A network shares its parameters among sessions."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.queries, self.memory = 0, RowMemory()
+
+    def session(self) -> Self:
+        """The same policy with an empty memory."""
+        other = copy.copy(self)
+        other.queries, other.memory = 0, RowMemory()
+        return other
+
+    def reset(self, rows: Tensor) -> None:
+        """Episodes begin in `rows` (K,)."""
+        self.memory.reset(rows)
+
+    def state(self) -> dict[str, Tensor]:
+        """What it remembers."""
+        return self.memory.state()
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Remember what `state` gave."""
+        self.memory.restore(state)

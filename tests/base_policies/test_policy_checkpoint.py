@@ -14,13 +14,24 @@ from policy_decorator.base_policies.checkpoint import load_policy, parameter_has
 from policy_decorator.base_policies.diffusion import DiffusionConfig
 from policy_decorator.base_policies.external import CallablePolicy
 from policy_decorator.base_policies.mlp import MLPConfig
+from policy_decorator.base_policies.rnn import RNNConfig
+from policy_decorator.base_policies.vinn import VINNConfig
+from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.errors import UserError
 
 CONFIGS: dict[str, Any] = {
     "mlp": MLPConfig(width=8, context=2),
     "bet": BeTConfig(context=3, clusters=3, layers=1, heads=2, width=8, gpt_output=8, standardize_obs=True),
     "diffusion": DiffusionConfig(horizon=8, widths=(8, 16), step_size=8, standardize_obs=True),
+    "rnn": RNNConfig(width=8, layers=1, head="mse"),
+    "vinn": VINNConfig(neighbours=2, bet=BeTConfig(context=2, layers=1, heads=2, width=8, gpt_output=8)),
 }
+
+
+def _demos() -> Demonstrations:
+    rng = np.random.default_rng(0)
+    arrays = rng.normal(size=(20, 3)).astype(np.float32), rng.uniform(-1, 1, (20, 2)).astype(np.float32)
+    return Demonstrations("toy", *arrays, np.ones(20, dtype=bool), np.array([12, 8]), np.arange(2), "a test", {})
 
 
 def saved(folder: Path) -> Path:
@@ -35,6 +46,7 @@ def test_every_policy_is_here_or_has_eyes() -> None:
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_a_policy_comes_back_bit_identical(name: str, tmp_path: Path) -> None:
     policy = build(name, 3, 2, CONFIGS[name])
+    policy.fit_statistics(_demos())
     with torch.no_grad():
         for tensor in policy.state_dict().values():
             tensor.add_(torch.rand_like(tensor))  # every buffer, too, is away from its initial value

@@ -12,7 +12,9 @@ from policy_decorator.base_policies.bet import BehaviorTransformer, BeTConfig
 from policy_decorator.base_policies.diffusion import DiffusionConfig, DiffusionPolicy
 from policy_decorator.base_policies.imitate import ImitateConfig, Imitator
 from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
+from policy_decorator.base_policies.rnn import RecurrentPolicy, RNNConfig
 from policy_decorator.base_policies.seeing import CNNConfig, SeeingPolicy
+from policy_decorator.base_policies.vinn import VINNConfig, build_vinn
 from policy_decorator.encoders import EncoderConfig, Shapes
 from policy_decorator.errors import UserError, lookup
 
@@ -58,6 +60,12 @@ POLICIES: dict[str, PolicyEntry] = {
     ),
     "cnn": PolicyEntry(
         "cnn", "Behaviour cloning from pictures, a base policy of the paper.", CNNConfig, MLPPolicy, eyes="must"
+    ),
+    "rnn": PolicyEntry(
+        "rnn", "BC-RNN: an LSTM, whose memory is kept per environment.", RNNConfig, RecurrentPolicy, eyes="cannot"
+    ),
+    "vinn": PolicyEntry(
+        "vinn", "VINN: the actions of the nearest demonstrated frames.", VINNConfig, build_vinn, eyes="cannot"
     ),
 }
 

@@ -179,6 +179,10 @@ class BehaviorTransformer(nn.Module):
         logits, offsets = answer.split([self.cfg.clusters, self.cfg.clusters * self.action_size], dim=-1)
         return logits, offsets.unflatten(-1, (self.cfg.clusters, self.action_size))
 
+    def features(self, window: Tensor) -> Tensor:
+        """What the transformer makes of the newest frame, without dropout. (B, To, Do) -> (B, gpt_output)."""
+        return self.output(self.norm(self._features(window, 0.0, newest_only=True)[:, -1]))
+
     def logits_and_offsets(self, window: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
         """What every frame says. (B, T, Do) -> logits (B, T, K), offsets (B, T, K, Da)."""
         return self._heads(self._features(window, dropout))

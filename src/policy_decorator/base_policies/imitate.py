@@ -6,12 +6,14 @@
     a policy that predicts ahead has a `horizon` Th: its targets are the actions t-To+1 ... t-To+Th, of which those
     before the first repeat the first, and those behind the last are what `Task.held_actions` says
         released code   t in range(L - 1), with frames before the first
+    a policy with a memory has a `sequence` T instead: T steps from frame t on, t in range(L), those behind the last
+    repeat the last (robomimic)
 
 The checkpoint with the highest evaluation success is kept (paper, App. B.1.3).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -35,6 +37,8 @@ class Imitator(Protocol):
     """A base policy that can be trained from demonstrations; every entry of `POLICIES` is one.
 
     One with a `horizon` (Th) beyond its context gets that many actions in `loss`, from the window's first frame on.
+    One that remembers is a `StatefulPolicy` too, whose `rows` may be left out, and has a `sequence`: the frames that
+    `loss` is given, where they are not the `context` that `act` is given.
     """
 
     cfg: Any
@@ -57,7 +61,7 @@ class Imitator(Protocol):
 
 def horizon_of(policy: Imitator) -> int:
     """Th, actions it is trained on per window: those of its frames, unless it says otherwise."""
-    return getattr(policy, "horizon", policy.context)
+    return getattr(policy, "horizon", frames_of(policy))
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,17 @@ def window_bounds(lengths: Tensor, context: int, pad_start: bool, ahead: bool = 
     return first, first + skipped + torch.arange(len(first), device=lengths.device) - before
 
 
+def sequence_bounds(lengths: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+    """The same for sequences of `frames` steps that begin at every frame; the newest may be behind the episode."""
+    first = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)  # (W,)
+    return first, torch.arange(len(first), device=lengths.device) + frames - 1
+
+
+def frames_of(policy: Imitator) -> int:
+    """Frames of a training window."""
+    return int(getattr(policy, "sequence", policy.context))
+
+
 def window_rows(first: Tensor, newest: Tensor, context: int) -> Tensor:
     """(B,), (B,) -> (B, To) rows of frames; the first is repeated where a window begins before it."""
     back = torch.arange(1 - context, 1, device=newest.device)  # (To,)
@@ -182,6 +197,8 @@ def imitate(
     machine.use_cpu_well()
     processes = processes_of(torch.device(device))
     device = processes.device
+    if not getattr(policy, "learns", True):  # its database is made at the first step
+        cfg = replace(cfg, steps=1)
     windows = _load_windows(policy, demos, cfg, device, task)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(cfg.seed + processes.rank)
@@ -204,7 +221,7 @@ class Windows:
     actions: Tensor  # (N, Da)
     first: Tensor  # (W,) rows of frames
     newest: Tensor  # (W,)
-    last: Tensor  # (W,) of the episode
+    last: Tensor  # (W,) of the episode's last frame
     context: int
     horizon: int
     held: Tensor  # (Da,) bool, entries of an episode's last action that go on behind it
@@ -216,6 +233,7 @@ class Windows:
         device = self.newest.device
         drawn = torch.randint(len(self.newest), (batch_size,), generator=generator, device=device)[share]
         rows = window_rows(self.first[drawn], self.newest[drawn], self.context)  # (B, To)
+        rows = rows.minimum(self.last[drawn, None])
         return self.observations[rows], self.targets(drawn)
 
     def targets(self, windows: Tensor) -> Tensor:
@@ -236,14 +254,17 @@ def _load_windows(
             f"{ours[0]} and {ours[1]}: build the policy with the demonstrations' sizes."
         )
     lengths = torch.as_tensor(np.asarray(demos.lengths), dtype=torch.int64, device=device)  # (E,)
-    horizon = horizon_of(policy)
-    ahead = horizon > policy.context
-    first, newest = window_bounds(lengths, policy.context, cfg.pad_start, ahead)
+    frames, horizon = frames_of(policy), horizon_of(policy)
+    ahead = horizon > frames
+    if hasattr(policy, "sequence"):
+        first, newest = sequence_bounds(lengths, frames)
+    else:
+        first, newest = window_bounds(lengths, frames, cfg.pad_start, ahead)
     if len(newest) == 0:
         longest = int(lengths.max()) if len(lengths) else 0
         raise UserError(
-            f"No training window of {policy.context} frames fits into these demonstrations: the longest episode "
-            f"has {longest} and needs {2 if ahead else policy.context + 1}. Set pad_start or a shorter context."
+            f"No training window of {frames} frames fits into these demonstrations: the longest episode "
+            f"has {longest} and needs {2 if ahead else frames + 1}. Set pad_start or a shorter context."
         )
     observations, actions = (
         torch.as_tensor(np.asarray(array), dtype=torch.float32, device=device)
@@ -252,14 +273,14 @@ def _load_windows(
     if not (observations.isfinite().all() and actions.isfinite().all()):
         raise UserError("The demonstrations hold values that are not finite: record them again without.")
     ends = lengths.cumsum(0) - 1  # (E,)
-    last = ends[torch.searchsorted(ends, newest)]
+    last = ends[torch.searchsorted(ends, first)]
     # Differs from the released code: the task says what is repeated, not always the last entry alone, so that joints
     # under absolute control and a second gripper stay where they are.
     held = torch.ones(demos.action_size, dtype=torch.bool)
     if ahead and (entries := (task or get_task(demos.task)).held_actions) is not None:
         held = torch.zeros_like(held).index_fill(0, torch.tensor(entries, dtype=torch.long) % len(held), True)
-    frames = _with_pictures(observations, policy, demos)
-    return Windows(frames, actions, first, newest, last, policy.context, horizon, held.to(device))
+    seen = _with_pictures(observations, policy, demos)
+    return Windows(seen, actions, first, newest, last, frames, horizon, held.to(device))
 
 
 def _with_pictures(states: Tensor, policy: Imitator, demos: "Demonstrations") -> Tensor:

@@ -20,7 +20,7 @@ from policy_decorator.bench.loop import WARMUP_STEPS, Question
 from policy_decorator.envs.task import Task
 from policy_decorator.envs.vector import DecisionEnv
 from policy_decorator.errors import MissingExtra
-from policy_decorator.types import BasePolicy
+from policy_decorator.memory import AnyPolicy, session
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,10 @@ class Setting:
 class ResidualEnv(gym.Wrapper[np.ndarray, np.ndarray, Any, Any]):
     """action = base(window) + bound * raw; the observation is the newest frame, the reward success - 1."""
 
-    def __init__(self, env: DecisionEnv, base: BasePolicy, bound: float) -> None:
+    def __init__(self, env: DecisionEnv, base: AnyPolicy, bound: float) -> None:
         super().__init__(env)
-        self.base, self.bound, self.task = base, bound, env.task
+        self.base, self.bound, self.task = session(base), bound, env.task
+        self.row = torch.zeros(1, dtype=torch.int64)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (env.task.obs_size,), np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (env.task.action_size,), np.float32)
 
@@ -49,16 +50,17 @@ class ResidualEnv(gym.Wrapper[np.ndarray, np.ndarray, Any, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         self.window, info = self.env.reset(seed=seed, options=options)  # (To, Do)
+        self.base.reset(self.row)
         return self.window[-1], info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         with torch.no_grad():
-            base = self.base.act(torch.from_numpy(self.window)[None])[0].numpy()  # (1, Da)
+            base = self.base.act(torch.from_numpy(self.window)[None], self.row)[0].numpy()  # (1, Da)
         self.window, success, terminated, truncated, info = self.env.step(base + self.bound * action[None])
         return self.window[-1], float(success) - 1.0, terminated, truncated, info
 
 
-def make_env(task: Task, base: BasePolicy, bound: float, threads: int | None) -> ResidualEnv:
+def make_env(task: Task, base: AnyPolicy, bound: float, threads: int | None) -> ResidualEnv:
     """One environment; `threads` where it has a process of its own."""
     if threads is not None:
         torch.set_num_threads(threads)

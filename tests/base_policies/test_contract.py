@@ -1,0 +1,239 @@
+"""What holds for every base policy while episodes are played with it: those of `POLICIES`, and chunks in a queue."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from policy_decorator.base_policies import POLICIES, build
+from policy_decorator.base_policies.checkpoint import load_policy, parameter_hash, save_policy
+from policy_decorator.base_policies.imitate import Imitator
+from policy_decorator.chunks import ChunkQueue, chunk_of, step_by_step
+from policy_decorator.decorator import ProgressiveExploration, Residual
+from policy_decorator.demos.dataset import Demonstrations
+from policy_decorator.envs import get_task
+from policy_decorator.envs.toy import SPEED
+from policy_decorator.envs.vector import make_vector
+from policy_decorator.memory import AnyPolicy, has_memory, session
+from policy_decorator.refine import RefineConfig, refine
+from policy_decorator.rollout import Collector
+
+TASK = get_task("toy/reach-gym")
+OBS, ACTION = TASK.obs_size, TASK.action_size
+
+SWITCHES: dict[str, list[dict[str, Any]]] = {
+    "bet": [{}, {"dropout_at_inference": False}],
+    "rnn": [{"width": 32}, {"width": 32, "head": "mse", "sequence": 3}],
+    "vinn": [{}, {"representation": "obs", "queue": 3, "neighbours": 4}],
+}
+"""Other settings than the defaults of a policy that are to keep the contract too."""
+
+CASES = [(name, settings) for name in sorted(POLICIES) for settings in SWITCHES.get(name, [{}])]
+
+
+class Planner(nn.Module):
+    """Three actions at once, from two frames: what a queue is for."""
+
+    context, chunk = 2, 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2 * OBS, 3 * ACTION)
+
+    @torch.no_grad()
+    def act(self, window: Tensor) -> Tensor:
+        return self.linear(window.flatten(1)).unflatten(-1, (3, ACTION)).clamp(-1, 1)
+
+
+def _demos() -> Demonstrations:
+    rng = np.random.default_rng(0)
+    arrays = rng.normal(size=(40, OBS)).astype(np.float32), rng.uniform(-1, 1, (40, ACTION)).astype(np.float32)
+    return Demonstrations("toy", *arrays, np.ones(40, dtype=bool), np.array([25, 15]), np.arange(2), "a test", {})
+
+
+def _build(name: str, settings: dict[str, Any]) -> Imitator:
+    torch.manual_seed(0)
+    policy = build(name, OBS, ACTION, replace(POLICIES[name].config(), **settings))
+    policy.fit_statistics(_demos(), seed=0)
+    policy.train(False)
+    return policy
+
+
+def _name(case: tuple[str, dict[str, Any]]) -> str:
+    return "-".join([case[0], *(f"{key}={value}" for key, value in case[1].items())])
+
+
+@pytest.fixture(params=[*CASES, ("chunks", {})], ids=_name)
+def policy(request: pytest.FixtureRequest) -> AnyPolicy:
+    """As a residual that decides at every step meets it."""
+    name, settings = request.param
+    return step_by_step(Planner() if name == "chunks" else _build(name, settings))
+
+
+def _frames(rows: int, steps: int, context: int) -> Tensor:
+    """Windows of `rows` episodes, (rows, steps, To, Do)."""
+    generator = torch.Generator().manual_seed(1)
+    frames = torch.randn(rows, steps + context - 1, OBS, generator=generator)
+    return frames.unfold(1, context, 1).transpose(2, 3).contiguous()
+
+
+def _play(policy: AnyPolicy, windows: Tensor, begins: dict[int, set[int]] | None = None) -> Tensor:
+    """(R, T, To, Do) -> (R, T, Ta, Da), in one batch; episodes of row r also begin at the steps `begins[r]`."""
+    opened, rows = session(policy), torch.arange(len(windows))
+    opened.reset(rows)
+    answers = []
+    for t in range(windows.shape[1]):
+        new = [r for r in range(len(windows)) if t in (begins or {}).get(r, set())]
+        opened.reset(torch.tensor(new, dtype=torch.int64))
+        answers.append(opened.act(windows[:, t], rows))
+    return torch.stack(answers, dim=1)
+
+
+def _draws(policy: AnyPolicy) -> bool:
+    """Whether it draws random numbers, so that its answers in another batch are others."""
+    windows = _frames(3, 4, policy.context)
+    state = torch.get_rng_state()
+    _play(policy, windows)
+    return not torch.equal(torch.get_rng_state(), state)
+
+
+def test_shapes_types_and_bounds_without_gradients(policy: AnyPolicy) -> None:
+    windows = _frames(3, 5, policy.context) * 30
+    answers = _play(policy, windows.requires_grad_())
+    assert answers.shape == (3, 5, chunk_of(policy), ACTION)
+    assert answers.dtype == torch.float32
+    assert not answers.requires_grad
+    assert answers.abs().max() <= 1
+
+
+def test_the_same_seed_gives_the_same_answers(policy: AnyPolicy) -> None:
+    windows, played = _frames(3, 6, policy.context), []
+    for _ in range(2):
+        torch.manual_seed(5)
+        played.append(_play(policy, windows))
+    assert torch.equal(*played)
+
+
+def test_rows_are_as_alone_whenever_their_episodes_begin(policy: AnyPolicy) -> None:
+    if _draws(policy):
+        pytest.skip("it draws random numbers, which fall otherwise in another batch")
+    windows = _frames(3, 10, policy.context)
+    together = _play(policy, windows, {0: {4}, 1: {2, 7}})
+    for row, begins in enumerate([[4], [2, 7], []]):
+        parts = np.split(np.arange(10), begins)
+        alone = torch.cat([_play(policy, windows[row, torch.as_tensor(part)][None]) for part in parts], dim=1)
+        torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_sessions_do_not_share_what_they_remember(policy: AnyPolicy) -> None:
+    if _draws(policy):
+        pytest.skip("it draws random numbers, which another session's questions would shift")
+    windows, rows = _frames(2, 6, policy.context), torch.arange(2)
+    expected = _play(policy, windows)
+    opened, other = session(policy), session(policy)
+    for t in range(6):
+        assert torch.equal(opened.act(windows[:, t], rows), expected[:, t])
+        other.act(torch.randn(2, policy.context, OBS), rows)
+    assert opened.queries == other.queries
+
+
+def test_a_memory_that_was_saved_is_brought_back(policy: AnyPolicy) -> None:
+    if not has_memory(policy):
+        pytest.skip("it has none")
+    windows, rows = _frames(3, 8, policy.context), torch.arange(3)
+    opened: Any = session(policy)
+    other: Any = session(policy)
+    for t in range(4):
+        opened.act(windows[:, t], rows)
+    other.restore(opened.state())
+    for t in range(4, 8):
+        answers = []
+        for one in (opened, other):
+            torch.manual_seed(t)
+            answers.append(one.act(windows[:, t], rows))
+        assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("case", CASES, ids=_name)
+def test_loaded_it_plays_as_before(case: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    policy = _build(*case)
+    save_policy(policy, tmp_path, details={})
+    windows, played = _frames(3, 6, policy.context), []
+    for one in (policy, load_policy(tmp_path)):
+        torch.manual_seed(3)
+        played.append(_play(one, windows))
+    assert torch.equal(*played)
+
+
+class Questions:
+    """Recounts what must have been asked of a policy of chunks: once in Ta decisions of a row, and when it begins."""
+
+    def __init__(self, rows: int, chunk: int) -> None:
+        self.left, self.chunk, self.count = [0] * rows, chunk, 0
+        self.ask(range(rows))
+
+    def ask(self, rows: Any) -> None:
+        for row in rows:
+            self.count += self.left[row] == 0
+            self.left[row] = (self.left[row] or self.chunk) - 1
+
+    def after(self, terminated: list[bool], done: list[bool]) -> None:
+        rows = range(len(done))
+        for row in rows:
+            self.left[row] = 0 if terminated[row] else self.left[row]
+        self.ask(rows)
+        late = [row for row in rows if done[row] and not terminated[row]]
+        for row in late:
+            self.left[row] = 0
+        self.ask(late)
+
+
+def test_questions_are_decisions_and_resets(policy: AnyPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = policy.base if isinstance(policy, ChunkQueue) else policy
+    asked = [0]
+    act = type(inner).act
+
+    def counted(self: Any, window: Tensor, *rows: Tensor) -> Tensor:
+        asked[0] += len(window)
+        return act(self, window, *rows)
+
+    monkeypatch.setattr(type(inner), "act", counted)
+    n, ends = 3, {"success": 0, "time-out": 0}
+    env = make_vector(TASK, n, context=policy.context)
+    collector = Collector(env, policy, Residual(1.0, "obs+base"), ProgressiveExploration(0), seed=5)
+    questions = Questions(n, chunk_of(inner))
+
+    def propose(seen: Tensor) -> Tensor:
+        """To the goal in the first row, away from it in the others."""
+        towards = (seen[:, 2:OBS] - seen[:, :2]) / SPEED
+        towards[1:] = -1
+        return (towards.clamp(-1, 1) - seen[:, OBS:])[:, None]
+
+    for _ in range(60):
+        _, out = collector.decide(propose)
+        questions.after(out.terminated.tolist(), out.done.tolist())
+        ends["success"] += int(out.terminated.sum())
+        ends["time-out"] += int((out.done & ~out.terminated).sum())
+    assert min(ends.values()) > 1
+    assert collector.base_queries == asked[0] == questions.count
+    if chunk_of(inner) == 1:
+        assert collector.base_queries == collector.decisions + n + ends["time-out"]
+
+
+@pytest.mark.parametrize("case", [*CASES, ("chunks", {})], ids=_name)
+def test_a_refinement_leaves_the_parameters_as_they_are(
+    case: tuple[str, dict[str, Any]], make_config: Callable[..., RefineConfig]
+) -> None:
+    base: Any = Planner() if case[0] == "chunks" else _build(*case)
+    before, gradients = parameter_hash(base), [p.grad for p in base.parameters()]
+    shape = {"total_steps": 120, "warmup_steps": 40, "eval_every": 120, "save_every": 120}
+    config = make_config("toy/reach-gym", eval_episodes=2, test_episodes=2, max_steps=10, workers=0, **shape)
+    refined, _ = refine(config, base, force=True)
+    assert parameter_hash(base) == before == refined.summary["base_parameters_sha256"]
+    assert [p.grad for p in base.parameters()] == gradients
+    assert refined.act(np.zeros(OBS, np.float32)).shape == (ACTION,)
