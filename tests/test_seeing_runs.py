@@ -102,7 +102,7 @@ def test_the_encoder_is_learned_by_the_critics_alone(config: RefineConfig, learn
         run, before = session.run, None
         while run.replay.size < 40:
             t, out = run.collector.decide(lambda seen: torch.zeros(len(seen), 1, 2))
-            if (ready := run.nstep.push(t, out.done)) is not None:
+            if (ready := run.intake.push(t, out.done)) is not None:
                 run.replay.add(ready)
         batch = run.replay.sample(32)
         learner_: Any = run.learner
@@ -124,7 +124,7 @@ def test_the_replay_holds_bytes_or_embeddings(config: RefineConfig) -> None:
         run = session.run
         for _ in range(12):
             t, out = run.collector.decide(lambda seen: torch.zeros(len(seen), 1, 2))
-            if (ready := run.nstep.push(t, out.done)) is not None:
+            if (ready := run.intake.push(t, out.done)) is not None:
                 run.replay.add(ready)
         held[sees] = run.replay
         session.close()
