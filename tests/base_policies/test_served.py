@@ -26,6 +26,8 @@ from policy_decorator.base_policies.served import from_address, served
 from policy_decorator.cli import main
 from policy_decorator.errors import UserError
 from policy_decorator.memory import ask, session
+from policy_decorator.refine import refine
+from policy_decorator.runlog import RunFolder
 
 HERE = Path(__file__).parent
 QUERY = "?observation/state=:&prompt=reach"
@@ -319,24 +321,26 @@ def test_what_cannot_be_served_is_refused(folder: Path, capsys: pytest.CaptureFi
 # ---- refinement ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "ours"])
 def test_a_served_policy_is_refined_and_survives_a_restart(
-    kind: str, make_config: Callable[..., Any], tmp_path: Path
+    kind: str, make_config: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with ours(obs_size=4) if kind == "ours" else openpi() as server:
         address = server.address + {"plain": f"{QUERY}&chunk=1", "ours": ""}[kind]
         restarted = threading.Event()
 
         def restart() -> None:
-            while not any((tmp_path / "run").glob("metrics.jsonl")):
-                time.sleep(0.05)
+            while not (tmp_path / "run" / "metrics.jsonl").exists():
+                time.sleep(0.02)
             server.kill()
             server.start()
             restarted.set()
 
         threading.Thread(target=restart).start()
-        config = make_config(task="toy/reach", policy=address, total_steps=600)
-        refined = api.run(config, address, out=tmp_path / "run", force=True)
+        config = make_config(policy=address, total_steps=300, eval_episodes=8, test_episodes=8)
+        with RunFolder.create(tmp_path / "run", config, tensorboard=False) as folder:
+            refined, _ = refine(config, api.load(address, 2), folder, force=True)
         assert restarted.is_set()
         summary = refined.summary
         assert summary["base_deterministic"]
@@ -344,11 +348,8 @@ def test_a_served_policy_is_refined_and_survives_a_restart(
             timed_out = summary["base_queries"] - summary["decisions"] - config.envs
             assert 0 <= timed_out <= summary["episodes"]
             assert 0 < summary["base_success"] < 1
-        out = subprocess.run(
-            [sys.executable, "-m", "policy_decorator.cli", "evaluate", tmp_path / "run", "--episodes", "12", "--json"],
-            capture_output=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-        )
-        told = json.loads(out.stdout)
+        words = ["evaluate", str(tmp_path / "run"), "--episodes", "8", "--workers", "0", "--quiet", "--json"]
+        assert main(words) == 0
+        told = json.loads(capsys.readouterr().out)
         assert told["base"]["success_rate"] == summary["base_success"]
         assert told["refined"]["success_rate"] == summary["refined_success"]

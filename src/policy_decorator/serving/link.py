@@ -106,7 +106,8 @@ class Link:
         headers = {"Authorization": f"Api-Key {self._api_key}"} if self._api_key else None
         # No pings: a server that thinks for a minute, as while it compiles, answers none.
         how: dict[str, Any] = {"compression": None, "max_size": None, "ping_interval": None, "close_timeout": 1}
-        return connect(self.address, additional_headers=headers, open_timeout=self.patience, proxy=None, **how)
+        how |= {"open_timeout": self.patience, "proxy": None, "additional_headers": headers}
+        return connect(self.address, **how).__enter__()  # newer versions connect on entering; it is left in `close`
 
     def _stayed_away(self, error: Exception, seconds: float) -> str:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
