@@ -70,7 +70,7 @@ class Refined:
         chunk = ask(self._session, self._window)
         if chunk.shape[1] != 1:
             raise UserError(
-                "This residual decides per chunk (decide = chunk): use `policy.act(window)` and execute the chunk."
+                "This residual answers with chunks (decide = chunk): use `policy.act(window)` and execute the chunk."
             )
         action = chunk[:, 0].clamp(-1, 1)
         action = action[0] if single else action
