@@ -235,7 +235,9 @@ class Refinement:
 
     def check_base(self, force: bool) -> None:
         """Step 0 of the curve is the base itself. Raises UserError if it never succeeds, unless forced."""
-        rate = self.episodes(self.base, self.cfg.eval_episodes, VALIDATION, "base", "evaluating the base").rate
+        episodes = self.episodes(self.base, self.cfg.eval_episodes, VALIDATION, "base", "evaluating the base")
+        self._tell(episodes)
+        rate = episodes.rate
         self._log({"eval/base": rate, "eval/full": rate, "eval/behaviour": rate})
         if rate > 0:
             return
@@ -250,8 +252,8 @@ class Refinement:
     def evaluate(self) -> None:
         """The full residual and, while epsilon < 1, the behaviour at the current epsilon."""
         c, policy = self.run.collector, self.run.policy
-        full = self.episodes(policy, self.cfg.eval_episodes, VALIDATION, "full").rate
-        behaviour = full
+        episodes = self.episodes(policy, self.cfg.eval_episodes, VALIDATION, "full")
+        full = behaviour = episodes.rate
         if isinstance(policy, DecoratedPolicy) and self._epsilon() < 1.0:
             gated = dataclasses.replace(policy, composition=Gated(policy.composition, c.gate, c.step))
             behaviour = self.episodes(gated, self.cfg.eval_episodes, VALIDATION, "behaviour").rate
@@ -259,6 +261,11 @@ class Refinement:
         if full >= self.best["success"]:
             actor = copy.deepcopy(self._residual.state_dict())
             self.best = {"success": full, "step": c.step, "actor": actor}
+        self._tell(episodes)
+
+    def _tell(self, episodes: Episodes) -> None:
+        if self.run.evaluated is not None:
+            self.run.evaluated(episodes)
 
     @property
     def _residual(self) -> nn.Module:

@@ -23,6 +23,7 @@ from policy_decorator.encoders import Encoder, EncoderConfig, Shapes
 from policy_decorator.envs.images import frames_of
 from policy_decorator.errors import UserError
 from policy_decorator.memory import AnyPolicy, ask, session
+from policy_decorator.methods.jsrl import JumpStarted, Successor, Takeover
 from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
 from policy_decorator.rl.selection import Selection, ValueSelected
 from policy_decorator.rl.sight import Embedding, Eye, OfFrames, SeeingActor, through
@@ -123,6 +124,7 @@ class Refined:
                 "obs_size": self.obs_size,
                 "input_size": len(self._actor.standardize.mean),
                 "chunk": self._actor.chunk_shape,
+                "kind": "jump-start" if isinstance(self.policy, JumpStarted) else "residual",
                 "residual": selection.composition if selection else composition,
                 "selected_by": selection.value if selection else None,
                 "nets": self._actor.cfg,
@@ -156,13 +158,17 @@ class Refined:
         except (OSError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{folder / 'residual.safetensors'} is damaged: {error}") from None
         base = step_by_step(base) if card.get("decide") == "step" else base
-        decorated = DecoratedPolicy(base, actor.requires_grad_(False), residual)
+        combined = JumpStarted if card.get("kind") == "jump-start" else DecoratedPolicy
+        decorated = combined(base, actor.requires_grad_(False), residual)
         return cls(decorated, card["task"], card["obs_size"], card["summary"], shapes)
 
 
 def _untrained(card: dict[str, Any], shapes: Shapes, base: Any) -> tuple[Any, Composition]:
     """The networks that a card describes, and how a `DecoratedPolicy` composes their actions."""
-    nets, residual, chunk = NetConfig(**card["nets"]), Residual(**card["residual"]), tuple(card["chunk"])
+    nets, chunk = NetConfig(**card["nets"]), tuple(card["chunk"])
+    if card.get("kind") == "jump-start":
+        return Successor(card["input_size"], chunk, nets), Takeover()
+    residual = Residual(**card["residual"])
     actor, composition = TanhGaussian(card["input_size"], chunk, nets), residual
     eye, obs_size = _eye(card, shapes, base)
     if card.get("selected_by") is not None:

@@ -7,7 +7,7 @@ those is kept where the policy offers it; where it does not, they are given up a
 
 import pickle
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,7 +16,15 @@ from policy_decorator.disk import atomic_file
 from policy_decorator.errors import UserError
 from policy_decorator.memory import kept
 from policy_decorator.methods.problem import Learner, Run
-from policy_decorator.rl.auto import MeasuredExploration
+
+
+@runtime_checkable
+class Decides(Protocol):
+    """A gate that depends on more than the step."""
+
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: dict[str, Any]) -> None: ...
+
 
 COUNTS = ("step", "decisions", "base_queries", "episodes")
 
@@ -33,7 +41,7 @@ def capture(run: Run) -> dict[str, Any]:
         "action": c.action,
         "window": c.window,
         "episode_step": c.episode_step,
-        "gate": c.gate.state() if isinstance(c.gate, MeasuredExploration) else None,
+        "gate": c.gate.state() if isinstance(c.gate, Decides) else None,
         "env": c.env.state(),
         "memory": kept(c.asked),
         "replay": run.replay.state(),
@@ -56,7 +64,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     for name in COUNTS:
         setattr(c, name, state["counts"][name])
     c.action, c.window, c.episode_step = state["action"], state["window"], state["episode_step"]
-    if isinstance(c.gate, MeasuredExploration):
+    if isinstance(c.gate, Decides):
         c.gate.restore(state["gate"])
     c.env.restore(state["env"])
     run.replay.restore(state["replay"])

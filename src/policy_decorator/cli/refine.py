@@ -31,11 +31,12 @@ A run that was stopped goes on with: pidec refine --out RUN --resume"""
 
 FROM_ONE = "envs eval_episodes test_episodes replay_capacity max_steps total_steps steps_per_round log_every"
 FROM_ONE += " opening_steps eval_every save_every n_step noise_hold width depth critics batch_size actor_every threads"
-FROM_ONE += " critic_subset demo_share_steps select_samples rollout epochs minibatches"
+FROM_ONE += " critic_subset demo_share_steps select_samples rollout epochs minibatches step_back"
+FROM_ONE += " success_window"
 FROM_ZERO = "seed residual_penalty workers horizon warmup_steps updates_per_step temperature max_grad_norm"
 FROM_ZERO += " exploration_std smoothing_std smoothing_limit value_weight entropy_weight"
 ABOVE_ZERO = "bound lr tau initial_std clip target_kl"
-SHARES = "gamma gae_lambda demo_share demo_share_end"
+SHARES = "gamma success_tolerance gae_lambda demo_share demo_share_end"
 
 
 @dataclass(frozen=True)

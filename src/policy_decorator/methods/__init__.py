@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from policy_decorator.errors import lookup
-from policy_decorator.methods import policy_decorator, residual_rl
+from policy_decorator.methods import jsrl, policy_decorator, residual_rl
 from policy_decorator.methods.off_policy import OffPolicyConfig
 from policy_decorator.methods.problem import Problem, Run
 
@@ -37,6 +37,12 @@ METHODS: Mapping[str, MethodEntry] = {
             "the same residual, unbounded and at once (alpha 1, H 0)",
             policy_decorator.ResidualConfig,
             residual_rl.build,
+        ),
+        MethodEntry(
+            "jsrl",
+            "the base opens an episode, a policy from scratch takes over, ever earlier",
+            jsrl.Config,
+            jsrl.build,
         ),
     )
 }

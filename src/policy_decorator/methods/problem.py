@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from policy_decorator.encoders import Shapes
+from policy_decorator.evaluation import Episodes
 from policy_decorator.memory import AnyPolicy
 from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.exploration import Explorer
@@ -90,6 +91,8 @@ class Run:
     """What is being learned, fully trusted: evaluated, saved and handed to the user."""
     update: Callable[[Transition], dict[str, Tensor]] | None = None
     """The learner's update compiled or replayed from CUDA graphs; None: as it is."""
+    evaluated: Callable[[Episodes], None] | None = None
+    """Told of every evaluation during training, and of the base's own before it."""
 
     def learn(self, updates: int) -> None:
         """Gradient steps, each on a new batch, until `updates` have been made; none while there are no data."""

@@ -1,0 +1,163 @@
+"""Jump-Start RL (arXiv:2204.02372; paper App. B.5.2): the base opens an episode, a policy from scratch goes on.
+
+    action = base    in the first h environment steps of an episode
+             actor   from there on
+
+h begins at the mean length of the base's successful episodes. After every evaluation of the two together it goes back
+by `step_back`, if they do as well as they ever did; at 0 the base is out of the game.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from policy_decorator.decorator import DecoratedPolicy
+from policy_decorator.errors import UserError
+from policy_decorator.evaluation import Episodes
+from policy_decorator.memory import RowMemory, ask, session
+from policy_decorator.methods.off_policy import OffPolicyConfig, assemble, learner_of, networks
+from policy_decorator.methods.problem import Problem, Run
+from policy_decorator.rl.monitor import Monitor
+from policy_decorator.rl.nets import NetConfig, TanhGaussian
+from policy_decorator.rollout import Collector
+
+ONE = torch.ones((), dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class Config(OffPolicyConfig):
+    """Settings of JSRL. The paper names the first; the others are its reference's, or sizes that it leaves open."""
+
+    step_back: int = 10
+    """Environment steps by which the base hands over earlier."""
+    success_window: int = 1
+    """Evaluations in the mean that is compared with the best one."""
+    success_tolerance: float = 0.05
+    """How far below the best it may be."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.step_back, self.success_window) < 1:
+            raise UserError("step_back and success_window must be at least 1.")
+        if self.learner == "ppo":
+            raise UserError("jsrl learns with sac or td3.")
+
+
+class Successor(TanhGaussian):
+    """The actor; it carries along after how many steps of the base it was trained to take over."""
+
+    guide_steps: Tensor
+
+    def __init__(self, input_size: int, chunk: tuple[int, int], cfg: NetConfig | None = None) -> None:
+        super().__init__(input_size, chunk, cfg)
+        self.register_buffer("guide_steps", torch.zeros((), dtype=torch.int64))
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """The actor's action instead of the base's; where the base acts, its action counts as the actor's own."""
+
+    def actor_input(self, obs: Tensor, base: Tensor) -> Tensor:
+        return obs
+
+    def execute(self, base: Tensor, raw: Tensor) -> Tensor:
+        return raw
+
+    def critic_action(self, base: Tensor, raw: Tensor) -> Tensor:
+        return raw
+
+    def idle(self, base: Tensor) -> Tensor:
+        return base
+
+
+@dataclass
+class Curriculum:
+    """Decides on h by the evaluations it is told of, the base's own first; as a gate it lets the actor act behind h."""
+
+    actor: Successor
+    chunk: int
+    """Environment steps per decision."""
+    cfg: Config
+    recent: deque[float] = field(default_factory=deque)
+    best: float | None = None
+
+    def __call__(self, step: int, episode_step: Tensor) -> Tensor:
+        return episode_step * self.chunk >= self.actor.guide_steps
+
+    def evaluated(self, episodes: Episodes) -> None:
+        """Begin at the mean length of what succeeded (of all, if nothing did), or go back if all is well."""
+        if self.best is None:
+            counted = episodes.env_steps[episodes.success] if episodes.success.any() else episodes.env_steps
+            self.actor.guide_steps.fill_(round(float(counted.mean())))
+            self.best = episodes.rate
+            return
+        self.recent.append(episodes.rate)
+        if len(self.recent) < self.cfg.success_window:
+            return
+        mean = sum(self.recent) / len(self.recent)
+        self.recent.popleft()
+        # Differs from the paper: there a mean above best + tolerance, too, would not count as good enough.
+        if mean > self.best - self.cfg.success_tolerance - 1e-9:
+            self.actor.guide_steps.sub_(self.cfg.step_back).clamp_(min=0)
+        self.best = max(self.best, mean)
+
+    def state(self) -> dict[str, Any]:
+        return {"recent": list(self.recent), "best": self.best, "guide_steps": int(self.actor.guide_steps)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.recent, self.best = deque(state["recent"]), state["best"]
+        self.actor.guide_steps.fill_(state["guide_steps"])
+
+
+@dataclass(frozen=True)
+class JumpStarted(DecoratedPolicy):
+    """Base policy and successor as one policy, which counts the steps of every row's episode."""
+
+    counts: RowMemory = field(default_factory=RowMemory, init=False)
+
+    def session(self) -> Self:
+        return replace(self, base=session(self.base))
+
+    def reset(self, rows: Tensor) -> None:
+        super().reset(rows)
+        self.counts.reset(rows)
+
+    @torch.no_grad()
+    def act(self, window: Tensor, rows: Tensor | None = None) -> Tensor:
+        """(B, To, Do) -> (B, Ta, Da); the base is asked at every decision, as it is in training."""
+        rows = torch.arange(len(window)) if rows is None else rows
+        base = ask(self.base, window, rows)
+        raw = self.actor.mode(self.composition.actor_input(window[:, -1], base))
+        steps = self.counts.read("steps", rows, ONE)
+        self.counts.write("steps", rows, steps + base.shape[1])
+        guide_steps: Any = getattr(self.actor, "guide_steps", 0)
+        guided = (steps.to(base.device) < guide_steps)[:, None, None]
+        return torch.where(guided, base, self.composition.execute(base, raw))
+
+
+def build(cfg: Config, p: Problem) -> Run:
+    """Raises UserError: a task with pictures."""
+    if p.shapes:
+        raise UserError("jsrl has no eyes here: take a task whose observation is the state.")
+    composition, monitor = Takeover(), Monitor()
+    plain, critics = networks(cfg, p, p.obs_size, p.obs_size, p.action_size)
+    actor = Successor(p.obs_size, p.chunk, cfg.nets).to(p.device)
+    actor.load_state_dict(plain.state_dict() | {"guide_steps": actor.guide_steps})
+    curriculum = Curriculum(actor, p.chunk[0], cfg)
+    learner, explores = learner_of(cfg, p, actor, critics, composition)
+    if p.demonstrated is not None:  # what was demonstrated is the actor's own action, not a correction of the base's
+        shown = replace(p.demonstrated, base=torch.zeros_like(p.demonstrated.base))
+        p = replace(p, demonstrated=shown)
+    run = assemble(
+        cfg,
+        p,
+        collector=Collector(p.env, p.base, composition, curriculum, cfg.reward_shift, p.seed),
+        learner=learner,
+        explores=explores,
+        policy=JumpStarted(p.base, actor, composition),
+        monitor=monitor,
+    )
+    return replace(run, evaluated=curriculum.evaluated)

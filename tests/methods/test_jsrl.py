@@ -1,0 +1,146 @@
+"""Jump-Start RL: when it hands over, what it hands over, and what it learns."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from policy_decorator.demos.dataset import Demonstrations
+from policy_decorator.envs.toy import TASKS
+from policy_decorator.envs.vector import make_vector
+from policy_decorator.evaluation import TEST, Episodes, run_episodes
+from policy_decorator.memory import session
+from policy_decorator.methods import METHODS, settings_of
+from policy_decorator.methods.jsrl import Config, Curriculum, JumpStarted, Successor, Takeover
+from policy_decorator.methods.problem import Problem
+from policy_decorator.refine import Refinement, refine
+from policy_decorator.refined import Refined
+from policy_decorator.rl.nets import NetConfig
+from policy_decorator.rl.sac import SACConfig
+from policy_decorator.runlog import RunFolder
+
+
+def _episodes(rate: float, length: int = 20) -> Episodes:
+    success = np.arange(10) < round(10 * rate)
+    return Episodes(0, success, np.where(success, length, 99))
+
+
+def _curriculum(**changes: Any) -> Curriculum:
+    return Curriculum(Successor(3, (1, 2)), 1, Config(**changes))
+
+
+def test_it_begins_at_the_mean_length_of_successes() -> None:
+    curriculum = _curriculum()
+    curriculum.evaluated(Episodes(0, np.array([True, False, True]), np.array([10, 200, 21])))
+    assert curriculum.actor.guide_steps == 16
+    hopeless = _curriculum()
+    hopeless.evaluated(_episodes(0.0))
+    assert hopeless.actor.guide_steps == 99
+
+
+def test_it_goes_back_where_all_is_well_and_never_below_zero() -> None:
+    curriculum = _curriculum(success_tolerance=0.1, step_back=8)
+    told = (0.5, 0.4, 0.3, 0.8, 0.6, 0.7)  # the base; within; too low; better; too low for the new best; within
+    steps = []
+    for rate in told:
+        curriculum.evaluated(_episodes(rate))
+        steps.append(int(curriculum.actor.guide_steps))
+    assert steps == [20, 12, 12, 4, 4, 0]
+    assert curriculum.best == pytest.approx(0.8)
+
+
+def test_means_of_a_window_are_compared() -> None:
+    curriculum = _curriculum(success_window=2, success_tolerance=0.0)
+    steps = []
+    for rate in (0.5, 0.9, 0.1, 0.8, 0.4):  # means: -, 0.5, 0.45, 0.6
+        curriculum.evaluated(_episodes(rate))
+        steps.append(int(curriculum.actor.guide_steps))
+    assert steps == [20, 20, 10, 10, 0]
+    again = _curriculum(success_window=2)
+    again.restore(curriculum.state())
+    assert again.state() == curriculum.state()
+
+
+def test_the_gate_opens_behind_the_guide() -> None:
+    curriculum = Curriculum(Successor(3, (4, 2)), 4, Config())
+    curriculum.actor.guide_steps.fill_(8)
+    assert curriculum(0, torch.tensor([0, 1, 2, 3])).tolist() == [False, False, True, True]
+
+
+class Constant:
+    """Says 0.5, whatever it sees."""
+
+    context = 1
+
+    def act(self, window: Tensor) -> Tensor:
+        return torch.full((len(window), 1, 2), 0.5)
+
+
+def test_every_row_is_handed_over_at_its_own_time() -> None:
+    actor = Successor(4, (1, 2))
+    actor.guide_steps.fill_(2)
+    policy = session(JumpStarted(Constant(), actor, Takeover()))
+    window, rows = torch.zeros(2, 1, 4), torch.arange(2)
+    own = actor.mode(torch.zeros(2, 4))[0, 0].tolist()
+    assert own != [0.5, 0.5]
+    policy.reset(rows)
+    acted = [policy.act(window, rows)[:, 0].tolist()]
+    policy.reset(rows[1:])  # the second row's episode begins again
+    acted += [policy.act(window, rows)[:, 0].tolist() for _ in range(3)]
+    base = [0.5, 0.5]
+    assert [row[0] for row in acted] == [base, base, own, own]
+    assert [row[1] for row in acted] == [base, base, base, own]
+
+
+def test_the_base_counts_as_the_actor_where_it_acts(steady: nn.Module, small: Any) -> None:
+    problem = Problem(
+        make_vector(TASKS["toy/reach"], 3), steady, obs_size=4, chunk=(1, 2), capacity=100, warmup_steps=0
+    )
+    run = METHODS["jsrl"].build(settings_of("jsrl", small), problem)
+    assert run.evaluated is not None
+    run.evaluated(_episodes(1.0, length=2))
+    told = [run.collector.decide(run.explorer)[0] for _ in range(3)]
+    composition = run.collector.composition
+    for t, guided in zip(told, (True, True, False), strict=True):
+        assert torch.equal(t.raw, t.base) is guided
+        assert torch.equal(composition.execute(t.base, t.raw), t.raw)
+        assert torch.equal(composition.critic_action(t.base, t.raw), t.raw)
+
+
+def test_demonstrations_are_its_own_actions(steady: nn.Module, make_config: Any) -> None:
+    rows = np.random.default_rng(0).uniform(-1, 1, (40, 6)).astype(np.float32)
+    lengths, seeds = np.full(2, 20), np.arange(2)
+    success = np.arange(40) % 20 == 19
+    demos = Demonstrations("toy/reach", rows[:, :4], rows[:, 4:], success, lengths, seeds, "nobody", {})
+    config = make_config(total_steps=200)
+    learn = replace(settings_of("jsrl", config.learn), demo_share=1.0, n_step=1)
+    refinement = Refinement(replace(config, method="jsrl", learn=learn), steady, None, demos)
+    refinement.run.collector.decide(refinement.run.explorer)
+    t, _ = refinement.run.collector.decide(refinement.run.explorer)
+    refinement.run.replay.add(t)
+    drawn = refinement.run.data.sample(20)
+    refinement.close()
+    shown = {tuple(row) for row in rows.round(4).tolist()}
+    assert {tuple(row) for row in torch.cat([drawn.obs, drawn.raw[:, 0]], 1).numpy().round(4).tolist()} <= shown
+
+
+@pytest.mark.slow
+def test_it_takes_over_and_does_better(tmp_path: Path, make_config: Any, steady: nn.Module) -> None:
+    """The base reaches a quarter of the goals; what is learned needs the states to which it leads, then none of it."""
+    config = make_config(total_steps=7_000, eval_every=400, eval_episodes=20, warmup_steps=300, save_every=7_000)
+    nets = NetConfig(width=64, depth=2, log_std_min=-5.0)
+    sac = SACConfig(gamma=0.95, lr=1e-3, batch_size=128, temperature=0.05, entropy_in_backup=False)
+    learn = Config(step_back=3, success_tolerance=0.1, n_step=3, nets=nets, sac=sac)
+    config = replace(config, method="jsrl", learn=learn, train=replace(config.train, updates_per_step=0.5))
+    refined, comparison = refine(config, steady, RunFolder.create(tmp_path / "run", config, tensorboard=False))
+    actor: Any = refined.policy.actor
+    assert refined.summary["refined_success"] > 0.7 > 0.4 > refined.summary["base_success"]
+    assert actor.guide_steps < 5
+    again = Refined.load(tmp_path / "run", policy=steady)
+    env = make_vector(TASKS["toy/reach"], 4)
+    episodes = run_episodes(env, again.policy, config.test_episodes, TEST)
+    assert episodes.success.tolist() == comparison.refined.episodes.success.tolist()
