@@ -125,7 +125,7 @@ def test_every_question_to_the_base_is_counted(make_config: MakeConfig, steady: 
     base = Counted(steady)
     session = Refinement(make_config(), base, None)
     asked = base.rows
-    assert asked == 4 + 4  # once to check its answer in the evaluation environments, once to begin
+    assert asked == 4 + 4 + 4  # twice to check its answer in the evaluation environments, once to begin
     for _ in range(60):
         session.run.collector.decide(session.run.explorer)
     counts = session.counts()

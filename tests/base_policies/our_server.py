@@ -15,7 +15,7 @@ class Leaky:
     context, chunk = 2, 1
 
     def __init__(self) -> None:
-        self.memory, self.queries = RowMemory(seen=torch.zeros(2)), 0
+        self.memory, self.queries = RowMemory(), 0
 
     def session(self) -> "Leaky":
         return Leaky()
@@ -25,8 +25,8 @@ class Leaky:
 
     def act(self, window: Tensor, rows: Tensor) -> Tensor:
         self.queries += len(rows)
-        seen = 0.5 * self.memory.read(rows)["seen"] + window[:, -1, :2]
-        self.memory.write(rows, {"seen": seen})
+        seen = 0.5 * self.memory.read("seen", rows, torch.zeros(2)) + window[:, -1, :2]
+        self.memory.write("seen", rows, seen)
         return torch.tanh(seen + window[:, -1, 2:4] - window[:, 0, 2:4])[:, None]
 
 
