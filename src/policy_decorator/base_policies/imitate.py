@@ -188,7 +188,7 @@ def imitate(
     `task` says how actions go on behind an episode's end; it is the one that the demonstrations name. Every
     `save_every` steps all that the training needs to go on is written to `checkpoint`; with `resume` it goes on from
     there, on a CPU as if it had never stopped. Started by `torchrun` or `accelerate launch`, the processes share each
-    batch; `evaluate` and `progress` are then called, and the checkpoint kept, in the first one only.
+    batch; only the first one calls `evaluate` and `progress` and keeps the checkpoint, and only its result counts.
 
     Raises:
         UserError: demonstrations that do not fit, a loss or success rate that is not finite, or a checkpoint that is
