@@ -61,7 +61,7 @@ class Refined:
         [-1, 1] as the environments do. Raises UserError for a wrong size or values that are not finite.
         """
         seen, given = self._rows(obs)
-        single = given.ndim == 1
+        single = np.ndim(given) == 1
         rows = seen[None] if single else seen  # (B, Do)
         if self._window is None or len(self._window) != len(rows):
             self._session.reset(torch.arange(len(rows)))
