@@ -9,6 +9,7 @@ import torch
 from policy_decorator.base_policies.external import CallablePolicy, as_policy
 from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
 from policy_decorator.errors import UserError
+from policy_decorator.memory import ask
 
 WEIGHT = np.array([[0.1, -0.2], [0.3, 0.0], [0.0, 0.25]], dtype=np.float32)  # (Do, Da)
 WINDOW = torch.rand(5, 2, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1  # (B, To, Do)
@@ -163,7 +164,7 @@ class Agent:
 @pytest.mark.parametrize("policy", [StableBaselines(), Predictor(), Agent(), numpy_batch, torch.nn.Linear(3, 2)])
 def test_as_policy_takes_all_kinds(policy: Any) -> None:
     expected = policy(WINDOW[:, -1]).clamp(-1, 1) if isinstance(policy, torch.nn.Module) else EXPECTED
-    torch.testing.assert_close(as_policy(policy, 2).act(WINDOW), expected.detach().unsqueeze(1))
+    torch.testing.assert_close(ask(as_policy(policy, 2), WINDOW), expected.detach().unsqueeze(1))
 
 
 def test_as_policy_leaves_a_base_policy_as_it_is() -> None:
