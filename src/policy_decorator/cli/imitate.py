@@ -194,7 +194,7 @@ def _table(o: Options[Any], details: dict[str, Any]) -> Any:
         kept += f", nearest to {percent(o.training.keep_success)}"
     rows = [
         ("demonstrations", f"{demos['episodes']} episodes, {demos['steps']:,} steps"),
-        ("gradient steps", f"{o.training.steps:,}"),
+        ("gradient steps", f"{int(details['history'][-1]['step']):,}"),
         ("last loss", f"{details['history'][-1]['loss']:.4g}"),
         ("success", kept),
         ("kept from step", f"{details['best_step']:,}"),
