@@ -72,45 +72,16 @@ class DiffusionConfig:
             raise UserError(f"ddim_steps must be between 1 and {self.diffusion_steps}, got {self.ddim_steps}.")
 
 
-class Condition(nn.Module):
-    """What a Diffusion Policy is conditioned on: (B, To, ...) -> (B, size)."""
-
-    size: int
-
-    def fit(self, demos: "Demonstrations") -> None:
-        """Take statistics from the demonstrations, where it has any."""
-
-
-class FlatWindow(Condition):
-    """States: all frames, one after the other."""
-
-    def __init__(self, context: int, obs_size: int, standardize: bool) -> None:
-        super().__init__()
-        self.size = context * obs_size
-        self.standardize = Standardize(obs_size) if standardize else nn.Identity()
-
-    def fit(self, demos: "Demonstrations") -> None:
-        if isinstance(self.standardize, Standardize):
-            self.standardize.fit(demos.observations)
-
-    def forward(self, window: Tensor) -> Tensor:
-        """(B, To, Do) -> (B, To * Do)."""
-        return self.standardize(window).flatten(1)
-
-
 class DiffusionPolicy(nn.Module):
     """A policy that draws sequences of actions."""
 
-    def __init__(
-        self, cfg: DiffusionConfig, obs_size: int, action_size: int, condition: Condition | None = None
-    ) -> None:
-        """`condition` is what it sees, its trainable parameters included; None: states."""
+    def __init__(self, cfg: DiffusionConfig, obs_size: int, action_size: int) -> None:
         super().__init__()
         self.cfg = cfg
         self.obs_size = obs_size
         self.action_size = action_size
-        self.condition = condition or FlatWindow(cfg.context, obs_size, cfg.standardize_obs)
-        self.unet = UNet1D(action_size, self.condition.size, cfg.widths, cfg.step_size)
+        self.standardize = Standardize(obs_size) if cfg.standardize_obs else nn.Identity()
+        self.unet = UNet1D(action_size, cfg.context * obs_size, cfg.widths, cfg.step_size)
 
     @property
     def context(self) -> int:
@@ -146,8 +117,13 @@ class DiffusionPolicy(nn.Module):
         reach = float(np.abs(demos.actions).max(initial=0.0))
         if reach > 1 + ACTION_SLACK:
             raise UserError(f"Actions reach {reach:.4g}, a Diffusion Policy only [-1, 1]: clip or rescale them.")
-        self.condition.fit(demos)
-        _ = self.noising, self.denoising
+        if isinstance(self.standardize, Standardize):
+            self.standardize.fit(demos.observations)
+        _ = self.noising, self.denoising  # a missing library is told of before the training
+
+    def condition(self, window: Tensor) -> Tensor:
+        """What every action is denoised under: (B, To, Do) -> (B, To * Do)."""
+        return self.standardize(window).flatten(1)
 
     def loss(self, window: Tensor, actions: Tensor) -> Tensor:
         """Mean squared error of the predicted noise. (B, To, Do), (B, Th, Da) -> (), random."""
