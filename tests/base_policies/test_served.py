@@ -192,6 +192,7 @@ def test_addresses() -> None:
 # ---- a server that goes away ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "memory", "ours"])
 def test_an_episode_survives_restarts(kind: str) -> None:
     with ours() if kind == "ours" else openpi(kind) as server:
@@ -262,6 +263,7 @@ def test_what_a_served_policy_remembers_can_be_saved(our_server: Running) -> Non
     torch.testing.assert_close(other.act(obs[[3, 4]][None], row), saved.act(obs[[3, 4]][None], row))
 
 
+@pytest.mark.slow
 def test_openpis_client_is_answered(folder: Path) -> None:
     """The client is written here, from the wire format alone."""
     with pidec_serve(folder) as server:
@@ -298,6 +300,7 @@ def test_openpis_client_is_answered(folder: Path) -> None:
             assert isinstance(other.recv(), bytes)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_with_its_counts(folder: Path) -> None:
     with pidec_serve(folder, "--json") as server:
         ask(from_address(server.address, 2), torch.rand(3, 2, 4))
@@ -308,10 +311,10 @@ def test_ctrl_c_ends_it_with_its_counts(folder: Path) -> None:
         assert (told["policy"], told["task"], told["connections"], told["answers"]) == ("mlp", "toy/reach", 1, 1)
 
 
-def test_what_cannot_be_served_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    real("websockets")
-    with pidec_serve(folder) as server:
-        assert main(["serve", str(folder), "--port", str(server.port)]) == 2
+def test_what_cannot_be_served_is_refused(
+    folder: Path, our_server: Running, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", str(folder), "--port", str(our_server.port)]) == 2
     assert main(["serve", str(folder), "--port", "70000"]) == 2
     assert main(["serve", "policy.onnx"]) == 2
     told = capsys.readouterr().err
