@@ -62,7 +62,12 @@ POLICIES: dict[str, PolicyEntry] = {
         "cnn", "Behaviour cloning from pictures, a base policy of the paper.", CNNConfig, MLPPolicy, eyes="must"
     ),
     "rnn": PolicyEntry(
-        "rnn", "BC-RNN: an LSTM, whose memory is kept per environment.", RNNConfig, RecurrentPolicy, eyes="cannot"
+        "rnn",
+        "BC-RNN: an LSTM, whose memory is kept per environment.",
+        RNNConfig,
+        RecurrentPolicy,
+        ImitateConfig(batch_size=100, weight_decay=0.0),  # robomimic's
+        eyes="cannot",
     ),
     "vinn": PolicyEntry(
         "vinn", "VINN: the actions of the nearest demonstrated frames.", VINNConfig, build_vinn, eyes="cannot"

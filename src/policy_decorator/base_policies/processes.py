@@ -55,7 +55,7 @@ class Launched(Processes):
             from accelerate import Accelerator
             from accelerate.utils import InitProcessGroupKwargs
         except ModuleNotFoundError:
-            raise MissingExtra("accelerate", "diffusion") from None
+            raise MissingExtra("accelerate", "several-gpus") from None
         patience = InitProcessGroupKwargs(timeout=PATIENCE)
         self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[patience])
         super().__init__(self.accelerator.device)
