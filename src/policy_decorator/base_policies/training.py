@@ -252,7 +252,10 @@ def _settings(training: Training, demos: "Demonstrations", evaluated: bool) -> d
     """What must be the same for a training to go on as it would have."""
     digest = hashlib.sha256(np.ascontiguousarray(demos.actions).tobytes() + np.asarray(demos.lengths).tobytes())
     others = {"policy": type(training.policy).__name__, "demonstrations": digest.hexdigest(), "evaluated": evaluated}
-    policy = {f"{name} of the policy": value for name, value in dataclasses.asdict(training.policy.cfg).items()}
+    settings = dataclasses.asdict(training.policy.cfg)
+    if (eyes := getattr(training.policy, "eyes", None)) is not None:
+        settings |= {f"eyes.{name}": value for name, value in dataclasses.asdict(eyes).items()}
+    policy = {f"{name} of the policy": value for name, value in settings.items()}
     cfg = {name: value for name, value in dataclasses.asdict(training.cfg).items() if name != "save_every"}
     return to_json(others | policy | cfg | {"processes": training.processes.count})
 
