@@ -32,8 +32,8 @@ def from_wire(value: Any) -> Any:
     return np.dtype(value[b"dtype"]).type(value[b"data"]) if b"__npgeneric__" in value else value
 
 
-packb = functools.partial(msgpack.packb, default=to_wire)
-unpackb = functools.partial(msgpack.unpackb, object_hook=from_wire)
+packb: Any = functools.partial(msgpack.packb, default=to_wire)
+unpackb: Any = functools.partial(msgpack.unpackb, object_hook=from_wire)
 
 
 class Policy:

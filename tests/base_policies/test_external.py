@@ -10,6 +10,8 @@ from policy_decorator.base_policies.external import CallablePolicy, as_policy
 from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
 from policy_decorator.errors import UserError
 from policy_decorator.memory import ask
+from policy_decorator.progress import Silent
+from policy_decorator.refine import Refinement
 
 WEIGHT = np.array([[0.1, -0.2], [0.3, 0.0], [0.0, 0.25]], dtype=np.float32)  # (Do, Da)
 WINDOW = torch.rand(5, 2, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1  # (B, To, Do)
@@ -183,3 +185,30 @@ def test_as_policy_refuses_what_is_none(policy: Any) -> None:
 def test_as_policy_refuses_another_tasks_policy() -> None:
     with pytest.raises(UserError, match="answers with 2 actions, 4 are needed"):
         as_policy(MLPPolicy(MLPConfig(width=8), 3, 2), 4)
+
+
+def test_a_chunk_is_executed_in_part_and_windows_are_handed_on() -> None:
+    def chunks(windows: torch.Tensor) -> torch.Tensor:
+        assert windows.shape[1:] == (2, 3)
+        return torch.stack([windows[:, 0, :2], windows[:, 1, :2], windows[:, 1, 1:]], dim=1)
+
+    policy = CallablePolicy(chunks, 2, chunk=2, context=2)
+    assert (policy.chunk, policy.context) == (2, 2)
+    torch.testing.assert_close(policy.act(WINDOW), WINDOW[..., :2])
+    for chunk, reason in ((4, "chunk of 3 actions, 4 are to be executed"), (None, "say how many of them")):
+        with pytest.raises(UserError, match=reason):
+            CallablePolicy(chunks, 2, chunk=chunk, context=2).act(WINDOW)
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_a_stochastic_base_is_called_so(random: bool, make_config: Any, steady: Any, noisy: Any) -> None:
+    said: list[str] = []
+
+    class Listening(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    refinement = Refinement(make_config(workers=0), noisy if random else steady, None, display=Listening())
+    refinement.close()
+    assert refinement.base_deterministic is not random
+    assert any("stochastic" in text for text in said) is random

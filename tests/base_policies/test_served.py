@@ -202,12 +202,12 @@ def test_an_episode_survives_restarts(kind: str) -> None:
         assert remembers(policy) == (kind != "plain")
         asked, rows = session(policy), torch.arange(2)
         asked.reset(rows)
+        again = threading.Timer(0.5, server.start)
         for t in range(STEPS):
             if t == 7:
                 asked.reset(torch.tensor([1]))
             if t == 5:
                 server.kill()
-                again = threading.Timer(0.5, server.start)
                 again.start()
             at = [t, t - 7 if t >= 7 else t]
             back = [max(i + 1 - policy.context, 0) for i in at]
@@ -341,7 +341,7 @@ def test_a_served_policy_is_refined_and_survives_a_restart(
             restarted.set()
 
         threading.Thread(target=restart).start()
-        config = make_config(policy=address, total_steps=300, eval_episodes=8, test_episodes=8)
+        config = make_config(policy=address, workers=0, total_steps=300, eval_episodes=8, test_episodes=8)
         with RunFolder.create(tmp_path / "run", config, tensorboard=False) as folder:
             refined, _ = refine(config, api.load(address, 2), folder, force=True)
         assert restarted.is_set()
