@@ -25,7 +25,8 @@ def test_every_part_is_taken_away_alone_and_left_as_in_the_paper(task: str) -> N
     fast, paper = _flat(asdict(config(entries["fast"], 0))), _flat(asdict(config(entries["paper"], 0)))
     for part in recipes.WITHOUT:
         without = _flat(asdict(config(entries[f"fast without {part}"], 0)))
-        (name,) = [name for name in fast if without[name] != fast[name]]
+        assert without.pop("train.total_steps") <= fast["train.total_steps"]
+        (name,) = [name for name in without if without[name] != fast[name]]
         assert without[name] == paper[name]
 
 
@@ -65,6 +66,18 @@ def test_steps_are_counted_to_95_percent_of_the_higher_end() -> None:
     assert row["fast_seeds_that_end_below_base"] == 0
     assert got["held_out"] == [task]
     assert got["ends"][task] == pytest.approx({"paper": 0.6, "fast": 2.8 / 3})
+
+
+def test_parts_are_compared_with_fast_after_as_many_steps() -> None:
+    task = "metaworld/assembly"
+    lines = _lines(task, "fast", [[0.4, 0.5, 0.6, 0.7, 1.0]], 5)
+    lines += _lines(task, "fast without n-step returns", [[0.4, 0.3, 0.2, 0.1]], 5)
+    ends = recipes.summary(lines)["ends"][task]
+    assert ends == pytest.approx(
+        {"fast": 2.3 / 3, "fast without n-step returns": 0.2, "fast, as long as without a part": 0.6}
+    )
+    assert recipes.summary(lines[:0])["tasks"] == {}
+    assert recipes.summary(_lines(task, "paper", [[0.4, 0.5]], 5))["tasks"] == {}  # nothing to compare yet
 
 
 def test_a_recipe_that_falls_is_said_to() -> None:

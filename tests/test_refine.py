@@ -21,8 +21,9 @@ from policy_decorator.envs.toy import SPEED, TASKS, BiasedController
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError
 from policy_decorator.evaluation import EPISODES_PER_SEED, TEST, TRAINING, VALIDATION, run_episodes
+from policy_decorator.hardware import uses_cuda_graphs
 from policy_decorator.progress import Silent
-from policy_decorator.refine import RefineConfig, Refinement, refine, uses_cuda_graphs
+from policy_decorator.refine import RefineConfig, Refinement, refine
 from policy_decorator.refined import Refined
 from policy_decorator.runlog import RunFolder
 from policy_decorator.statistics import paired_gain, wilson

@@ -154,6 +154,17 @@ class Stopped(Exception):
     pass
 
 
+def test_the_base_may_be_a_function_of_pictures(config: RefineConfig, tmp_path: Path) -> None:
+    def towards_the_middle(obs: dict[str, np.ndarray]) -> np.ndarray:
+        assert obs["rgb"].shape == (3, 16, 16)
+        return -0.5 * obs["state"]
+
+    refined = api.run(config, towards_the_middle, out=tmp_path / "run", force=True)
+    assert refined.summary["base_queries"] >= refined.summary["decisions"]
+    again = Refined.load(tmp_path / "run", policy=towards_the_middle)
+    np.testing.assert_allclose(again.act(frame()), refined.act(frame()))
+
+
 @pytest.mark.parametrize("sees", ["pictures", "embedding"])
 def test_resumed_is_as_uninterrupted(
     config: RefineConfig, sees: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,9 +14,12 @@ import torch
 from torch import nn
 
 from policy_decorator import api, snapshot
+from policy_decorator.base_policies import build
+from policy_decorator.base_policies.mlp import MLPConfig
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.envs.toy import BiasedController
 from policy_decorator.errors import UserError
+from policy_decorator.methods import settings_of
 from policy_decorator.progress import Silent, Update
 from policy_decorator.refine import RefineConfig
 from policy_decorator.rl.nets import NetConfig
@@ -63,7 +66,7 @@ def _outcome(run: Path) -> dict[str, Any]:
         "episodes": _lines(run / "episodes.jsonl"),
         "state": _plain(state),
         "summary": summary,
-        "residual": (run / "refined" / "residual.safetensors").read_bytes(),
+        "learned": [path.read_bytes() for path in sorted((run / "refined").glob("**/*.safetensors"))],
     }
 
 
@@ -158,6 +161,23 @@ def test_with_a_switch_on_too(name: str, tmp_path: Path, make_config: MakeConfig
     _assert_same(tmp_path / "whole", tmp_path / "cut")
     api.run(config, noisy, out=tmp_path / "off", demos=_shown())
     assert _outcome(tmp_path / "off")["metrics"] != _outcome(tmp_path / "whole")["metrics"]  # it does something
+
+
+@pytest.mark.parametrize("method", ["gail", "fish", "rot"])
+def test_a_reward_that_is_learned_or_computed_goes_on(
+    method: str, tmp_path: Path, make_config: MakeConfig, noisy: nn.Module
+) -> None:
+    config = make_config(total_steps=400, save_every=180)
+    config = replace(config, method=method, learn=settings_of(method, config.learn))
+    base: Any = build("mlp", 4, 2, MLPConfig(width=16, depth=1)) if method == "rot" else noisy
+    how: dict[str, Any] = {"demos": _shown(), "force": True}
+    api.run(config, base, out=tmp_path / "whole", **how)
+    with pytest.raises(KeyboardInterrupt):
+        api.run(config, base, out=tmp_path / "cut", display=Interrupted(300), **how)
+    state = snapshot.read(tmp_path / "cut" / "checkpoints" / "last.pt", torch.device("cpu"))
+    assert state["reward"]
+    api.run(config, base, out=tmp_path / "cut", resume=True)
+    _assert_same(tmp_path / "whole", tmp_path / "cut")
 
 
 @pytest.mark.parametrize("title", ["testing the refined policy", None])

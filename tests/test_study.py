@@ -1,6 +1,7 @@
 """The published measurements are what they say they are."""
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,3 +68,37 @@ def test_a_study_is_collected_from_its_run_folders(tmp_path: Path, monkeypatch: 
     assert {r["metric"] for r in curves} >= {"train/success", "eval/full", "eval/behaviour", "train/epsilon"}
     assert (out / "toy.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "provenance.json").exists()
+
+
+def test_what_the_tables_hold_is_kept_without_its_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = tuple(study.Entry("toy", label, train=SHORT, run={"eval_episodes": 4}) for label in ("one", "other"))
+    monkeypatch.setitem(study.STUDIES, "toy", entries)
+    monkeypatch.setitem(BASES, "toy", replace(BASES[TASK], task="toy/reach"))
+    policy, spawned = build("mlp", 4, 2, MLPConfig()), []
+
+    def run(cfg: study.StudyConfig, index: int, seed: int) -> int:
+        spawned.append((index, seed))
+        short = replace(study.config(entries[index], seed), test_episodes=4)
+        short = replace(short, train=replace(short.train, total_steps=400))
+        api.run(short, policy, out=study.folder(cfg, index, seed), force=True)
+        return 0
+
+    monkeypatch.setattr(study, "_spawn", run)
+    cfg = study.StudyConfig("toy", seeds=(0,), runs=tmp_path / "runs", results=tmp_path / "results", labels=("one",))
+    study.main(cfg)
+    out = tmp_path / "results" / "toy"
+    first = {name: (out / name).read_text() for name in ("summary.csv", "curves.csv")}
+    assert json.loads((out / "provenance.json").read_text())["runs_to_come"] == 1
+    elsewhere = replace(cfg, runs=tmp_path / "fresh machine", labels=())
+    study.main(elsewhere)
+    assert spawned == [(0, 0), (1, 0)]  # the first is not run again, and its lines stay as they were
+    for name, lines in first.items():
+        assert (out / name).read_text().startswith(lines)
+    assert len((out / "summary.csv").read_text().splitlines()) == 3
+    study.main(replace(elsewhere, seeds=(1,), labels=("one",)))
+    assert spawned[2:] == [(0, 1)]
+    assert len((out / "summary.csv").read_text().splitlines()) == 4  # the other seed's are there still
+    study.main(replace(cfg, again=True))
+    assert spawned[3:] == []  # of this machine's own run folders
+    study.main(replace(cfg, again=True, runs=tmp_path / "again"))
+    assert spawned[3:] == [(0, 0)]

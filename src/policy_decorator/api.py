@@ -19,9 +19,10 @@ from policy_decorator.disk import to_json
 from policy_decorator.envs import get_task
 from policy_decorator.errors import UserError
 from policy_decorator.experiments.presets import settings
+from policy_decorator.hardware import device_of, resolved
 from policy_decorator.memory import AnyPolicy
 from policy_decorator.progress import Bars, Display, Silent
-from policy_decorator.refine import RefineConfig, device_of, refine
+from policy_decorator.refine import RefineConfig, refine
 from policy_decorator.refined import Refined, saveable
 from policy_decorator.reports.html import write_report
 from policy_decorator.runlog import RunFolder
@@ -99,6 +100,8 @@ def run(
         UserError: as `decorate`; a run to resume that was started with other settings.
     """
     task, display = get_task(config.task), display or Silent()
+    if not resume:
+        config = resolved(config, display)
     base = load(policy, task.action_size, device_of(config))
     if saveable(base):
         cast(nn.Module, base).to(device_of(config))  # a policy of the user's stays where it is
@@ -112,7 +115,7 @@ def run(
         if folder is not None:
             _keep_inputs(folder.path, config, base, demos)
     else:
-        folder, state = _resume(config, out)
+        config, folder, state = _resume(config, out)
         if demos is None and (folder.path / "demos.h5").exists():
             demos = Demonstrations.load(folder.path / "demos.h5")
     with folder or nullcontext():
@@ -143,10 +146,14 @@ def load(policy: Any, action_size: int, device: torch.device | None = None) -> A
     return policy.policy if isinstance(policy, Refined) else as_policy(policy, action_size)
 
 
-def _resume(config: RefineConfig, out: str | Path | None) -> tuple[RunFolder, dict[str, Any]]:
+def _resume(config: RefineConfig, out: str | Path | None) -> tuple[RefineConfig, RunFolder, dict[str, Any]]:
     if out is None:
         raise UserError("Resuming needs the run folder: give --out (out=...).")
-    before, now = RunFolder.open(out).config(), to_json(config)
+    before = RunFolder.open(out).config()
+    if config.learn.nets.precision == "auto":  # as it was decided then
+        nets = dataclasses.replace(config.learn.nets, precision=before["learn"]["nets"]["precision"])
+        config = dataclasses.replace(config, learn=dataclasses.replace(config.learn, nets=nets))
+    now = to_json(config)
     before["train"]["total_steps"] = now["train"]["total_steps"]  # a longer budget is no other run
     different = sorted(key for key in now if now[key] != before.get(key))
     if different:
@@ -155,4 +162,5 @@ def _resume(config: RefineConfig, out: str | Path | None) -> tuple[RunFolder, di
     done = state["counts"]["decisions"]
     if done > config.train.total_steps + config.envs:  # more than the replay of such a run would hold
         raise UserError(f"{out} has come to {done:,} decisions: resume it with a larger budget of steps.")
-    return RunFolder.resume(out, state["counts"]["step"]), state
+    offline = state["offline_updates"]
+    return config, RunFolder.resume(out, state["counts"]["step"], offline_updates=offline), state

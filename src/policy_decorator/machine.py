@@ -11,6 +11,8 @@ import torch
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of mallopt, <malloc.h>
 MEBIBYTE = 2**20
+MUCH_SLOWER = 2.0
+"""From this slowdown on a processor is said not to have a number format."""
 
 
 def use_cpu_well() -> None:
@@ -46,6 +48,21 @@ def multiply_with_onednn() -> bool:
     if not exact:
         torch.set_float32_matmul_precision(before)
     return exact
+
+
+def bfloat16_slowdown(device: torch.device) -> float:
+    """How many times as long as in float32 a product of matrices takes in bfloat16: 100 on processors without it."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(1024, 256, dtype=dtype, device=device), torch.ones(256, 256, dtype=dtype, device=device)
+
+        def product(a: torch.Tensor = a, b: torch.Tensor = b) -> None:
+            torch.mm(a, b)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        seconds[dtype] = _fastest(product, torch.get_num_threads(), repeats=5)
+    return seconds[torch.bfloat16] / seconds[torch.float32]
 
 
 def fastest_threads(work: Callable[[], object], repeats: int = 5) -> int:

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -32,14 +31,15 @@ from policy_decorator.evaluation import (
     Recorded,
     run_episodes,
 )
+from policy_decorator.hardware import compiles, device_of, uses_cuda_graphs, workers_of
 from policy_decorator.memory import AnyPolicy, ask, session
 from policy_decorator.methods import METHODS, OffPolicyConfig, Problem, policy_decorator
+from policy_decorator.methods.on_policy import OnPolicyConfig
 from policy_decorator.progress import Display, Silent
 from policy_decorator.refined import Refined
-from policy_decorator.rl.compiled import WORTH_IT, can_compile
 from policy_decorator.runlog import RunFolder
 from policy_decorator.statistics import paired_gain, wilson
-from policy_decorator.train import TrainConfig, train
+from policy_decorator.train import TrainConfig, learn_offline, train
 from policy_decorator.types import Transition, VectorEnv
 
 
@@ -96,34 +96,16 @@ class RefineConfig:
         wanted = METHODS[self.method].config if self.method in METHODS else type(self.learn)
         if type(self.learn) is not wanted:
             raise UserError(f"{self.method} has settings of its own: give learn=settings_of({self.method!r}, learn).")
-        if self.learn.learner == "ppo" and self.train.overlap:
-            raise UserError("PPO learns only from what its latest policy did: leave out overlap.")
+        if self.learn.on_policy and self.train.overlap:
+            who = "PPO" if self.learn.learner == "ppo" else self.method
+            raise UserError(f"{who} learns only from what its latest policy did: leave out overlap.")
+        if isinstance(self.learn, OnPolicyConfig) and self.threads == "auto":
+            raise UserError(f"threads = auto times updates of batches, and {self.method} has rounds: give a number.")
 
     @staticmethod
     def kinds(value: Mapping[str, Any]) -> dict[str, Any]:
         """The type of `learn` in a run's JSON."""
         return {"learn": entry.config} if (entry := METHODS.get(value.get("method", ""))) else {}
-
-
-def device_of(cfg: RefineConfig) -> torch.device:
-    """`cfg.device`, "auto" being CUDA where there is any."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
-
-
-def uses_cuda_graphs(cfg: RefineConfig) -> bool:
-    """`cfg.cuda_graphs`, "auto" being on where the learner is on a CUDA device. UserError where it cannot be on."""
-    cuda = device_of(cfg).type == "cuda"
-    if cfg.cuda_graphs == "on" and not cuda:
-        raise UserError(f"CUDA graphs need a CUDA device, and this run's is {device_of(cfg)}: leave out cuda_graphs.")
-    return cuda and cfg.cuda_graphs != "off"
-
-
-def compiles(cfg: RefineConfig) -> bool:
-    """`cfg.compile`, "auto" being on for long runs where torch can. UserError where it is to be on and torch cannot."""
-    if cfg.compile == "on" and not can_compile():
-        raise UserError(f"torch {torch.__version__} cannot compile updates: take a newer one, or leave out compile.")
-    worth_it = (cfg.train.total_steps - cfg.train.warmup_steps) * cfg.train.updates_per_step >= WORTH_IT
-    return cfg.compile == "on" or (cfg.compile == "auto" and worth_it and can_compile())
 
 
 class Refinement:
@@ -159,10 +141,8 @@ class Refinement:
         self.eval_env_steps = 0
 
     def _vector(self, n: int) -> VectorEnv:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = (cores if cores > 1 else 0) if self.cfg.workers is None else self.cfg.workers
-        sizes = {"context": self.base.context, "chunk": self.chunk}
-        return make_vector(self.task, n, **sizes, workers=workers, device=self.device, simulation=self.cfg.simulation)
+        where = {"workers": workers_of(self.cfg), "device": self.device, "simulation": self.cfg.simulation}
+        return make_vector(self.task, n, context=self.base.context, chunk=self.chunk, **where)
 
     def _problem(self, demos: Demonstrations | None) -> Problem:
         statistics = demonstrated = None
@@ -207,10 +187,13 @@ class Refinement:
     def _update_of_a_copy(self) -> Callable[[], object]:
         """An update like those of this run, which leaves no trace in it."""
         learner, c = copy.deepcopy(self.run.learner), self.run.collector
-        n = self.cfg.learn.sac.batch_size
+        n, offline = self.cfg.learn.sac.batch_size, self.run.offline
         obs, action = (x[torch.zeros(n, dtype=torch.long)] for x in (c.window[:, -1], c.action))
         flat = torch.zeros(n, device=self.device)
         batch = Transition(obs, action, action, flat, flat, flat + 1, obs, action)
+        if offline is not None:
+            with torch.random.fork_rng():
+                batch = offline.data.sample(n)
 
         def update() -> None:
             with torch.random.fork_rng():
@@ -230,7 +213,8 @@ class Refinement:
         if self.folder is not None:
             seeds = [seed + i for i in range(n)]
             step = self.run.collector.step
-            self.folder.log_evaluation(name, step, seeds, result.success.tolist(), result.env_steps.tolist())
+            facts = result.success.tolist(), result.env_steps.tolist()
+            self.folder.log_evaluation(name, step, seeds, *facts, offline_updates=self._offline_updates)
         return result
 
     def check_base(self, force: bool) -> None:
@@ -258,10 +242,30 @@ class Refinement:
             gated = dataclasses.replace(policy, composition=Gated(policy.composition, c.gate, c.step))
             behaviour = self.episodes(gated, self.cfg.eval_episodes, VALIDATION, "behaviour").rate
         self._log({"eval/full": full, "eval/behaviour": behaviour})
-        if full >= self.best["success"]:
-            actor = copy.deepcopy(self._residual.state_dict())
-            self.best = {"success": full, "step": c.step, "actor": actor}
+        self._keep_if_best(full)
         self._tell(episodes)
+
+    def _keep_if_best(self, success: float) -> None:
+        if success >= self.best["success"]:
+            actor = copy.deepcopy(self._residual.state_dict())
+            self.best = {"success": success, "step": self.run.collector.step, "actor": actor}
+
+    def learn_offline(self) -> None:
+        """What is learned before the first environment step, and how far that goes (`eval/offline`)."""
+        offline = self.run.offline
+        if offline is None or offline.updates >= offline.total:
+            return
+        with self.display.stage(f"learning offline ({self.cfg.method})", offline.total) as update:
+
+            def log(metrics: Mapping[str, Tensor]) -> None:
+                update(offline.updates)
+                self.log(metrics)
+
+            learn_offline(self.cfg.train, self.run, log, self.save)
+        rate = self.episodes(self.run.policy, self.cfg.eval_episodes, VALIDATION, "offline").rate
+        self._log({"eval/offline": rate})
+        self._keep_if_best(rate)
+        self.save()
 
     def _tell(self, episodes: Episodes) -> None:
         if self.run.evaluated is not None:
@@ -269,7 +273,7 @@ class Refinement:
 
     @property
     def _residual(self) -> nn.Module:
-        """What is handed over beside the base: the actor, with the critic where that chooses among actions."""
+        """What is handed over beside the base: the actor, with the critic where that chooses, or all that was tuned."""
         return cast(nn.Module, cast(DecoratedPolicy, self.run.policy).actor)
 
     # ---- bookkeeping ------------------------------------------------------------------------------------------
@@ -282,7 +286,12 @@ class Refinement:
             "updates": self.run.learner.updates,
             "base_queries": c.base_queries,
             "episodes": c.episodes,
+            **({"offline_updates": self._offline_updates} if self.run.offline else {}),
         }
+
+    @property
+    def _offline_updates(self) -> int:
+        return self.run.offline.updates if self.run.offline else 0
 
     def log(self, metrics: Mapping[str, Tensor]) -> None:
         self._log({name: value.item() for name, value in metrics.items()} | self.run.monitor.read())
@@ -319,7 +328,9 @@ class Refinement:
         summary = self._summary(comparison.base.episodes, comparison.refined.episodes, step)
         if summary["gain"] < 0:
             self.display.say("Warning: the refined policy did worse than the base on the test episodes: keep the base.")
-        actor: Any = copy.deepcopy(self._residual).requires_grad_(False)
+        trained: Any = self._residual
+        actor = trained.merged() if hasattr(trained, "merged") else copy.deepcopy(trained)
+        actor.requires_grad_(False)
         shapes = self.task.shows.shapes if self.task.shows else {}
         known = {"task": self.task.name, "obs_size": self.task.obs_size, "summary": summary, "shapes": shapes}
         return Refined(dataclasses.replace(policy, actor=actor), **known), comparison
@@ -396,6 +407,7 @@ def refine(
             refinement.check_base(force)
         else:
             refinement.restore(resume)
+        refinement.learn_offline()
         with refinement.display.stage(f"refining ({cfg.method})", cfg.train.total_steps) as update:
 
             def log(metrics: Mapping[str, Tensor]) -> None:

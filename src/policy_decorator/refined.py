@@ -23,13 +23,17 @@ from policy_decorator.encoders import Encoder, EncoderConfig, Shapes
 from policy_decorator.envs.images import frames_of
 from policy_decorator.errors import UserError
 from policy_decorator.memory import AnyPolicy, ask, session
-from policy_decorator.methods.jsrl import JumpStarted, Successor, Takeover
+from policy_decorator.methods.alone import Alone, Takeover
+from policy_decorator.methods.finetuned import FineTuned
+from policy_decorator.methods.jsrl import JumpStarted, Successor
 from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
 from policy_decorator.rl.selection import Selection, ValueSelected
 from policy_decorator.rl.sight import Embedding, Eye, OfFrames, SeeingActor, through
 from policy_decorator.types import Composition
 
 FORMAT, SEEING_FORMAT = 1, 2
+KINDS: Mapping[str, type[DecoratedPolicy]] = {"jump-start": JumpStarted, "alone": Alone}
+"""What is combined in another way than base + residual, by its name in the card."""
 Array = TypeVar("Array", np.ndarray, Tensor)
 
 
@@ -99,19 +103,14 @@ class Refined:
 
     @property
     def _device(self) -> torch.device:
-        return next(self._actor.parameters()).device
+        return next(cast(torch.nn.Module, self.policy.actor).parameters()).device
 
     def save(self, folder: str | Path) -> None:
-        """Write residual.safetensors, refined.json and, for a base policy of this package, `base/`."""
-        folder, actor = Path(folder), cast(torch.nn.Module, self.policy.actor)
-        chooser = actor.actor if isinstance(actor, SeeingActor) else actor
-        selection = chooser.selection if isinstance(chooser, ValueSelected) else None
-        composition = self.policy.composition
-        composition = composition.inner if isinstance(composition, OfFrames) else composition
+        """Write refined.json, residual.safetensors (a fine-tuned policy: `policy/`) and, where it can be, `base/`."""
+        folder = Path(folder)
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        tensors = {k: v.detach().cpu().contiguous() for k, v in actor.state_dict().items()}
-        atomic_bytes(folder / "residual.safetensors", save(tensors))
+        learned = self._save_policy(folder) if isinstance(self.policy, FineTuned) else self._save_actor(folder)
         base = unqueued(self.policy.base)
         with_base = saveable(base)
         if with_base:
@@ -122,18 +121,39 @@ class Refined:
                 "format": SEEING_FORMAT if self.shapes else FORMAT,
                 "task": self.task,
                 "obs_size": self.obs_size,
-                "input_size": len(self._actor.standardize.mean),
-                "chunk": self._actor.chunk_shape,
-                "kind": "jump-start" if isinstance(self.policy, JumpStarted) else "residual",
-                "residual": selection.composition if selection else composition,
-                "selected_by": selection.value if selection else None,
-                "nets": self._actor.cfg,
+                **learned,
                 "base": "base" if with_base else "external",
-                "decide": "step" if self._actor.chunk_shape[0] == 1 else "chunk",
                 "summary": self.summary,
-                **({"shapes": self.shapes, "eyes": _eyes(actor)} if self.shapes else {}),
             },
         )
+
+    def _save_policy(self, folder: Path) -> dict[str, Any]:
+        """Write the fine-tuned policy as any other of this package; its lines of the card."""
+        policy = cast(Imitator, self.policy.actor)
+        save_policy(policy, folder / "policy", details={"task": self.task})
+        decide = "step" if self.policy.chunk == 1 else "chunk"
+        sight = {"shapes": self.shapes} if self.shapes else {}
+        return {"kind": "fine-tuned", "chunk": (policy.chunk, policy.action_size), "decide": decide, **sight}
+
+    def _save_actor(self, folder: Path) -> dict[str, Any]:
+        """Write the actor's parameters; its lines of the card."""
+        actor = cast(torch.nn.Module, self.policy.actor)
+        chooser = actor.actor if isinstance(actor, SeeingActor) else actor
+        selection = chooser.selection if isinstance(chooser, ValueSelected) else None
+        composition = self.policy.composition
+        composition = composition.inner if isinstance(composition, OfFrames) else composition
+        tensors = {k: v.detach().cpu().contiguous() for k, v in actor.state_dict().items()}
+        atomic_bytes(folder / "residual.safetensors", save(tensors))
+        return {
+            "input_size": len(self._actor.standardize.mean),
+            "chunk": self._actor.chunk_shape,
+            "kind": next((name for name, kind in KINDS.items() if type(self.policy) is kind), "residual"),
+            "residual": selection.composition if selection else composition,
+            "selected_by": selection.value if selection else None,
+            "nets": self._actor.cfg,
+            "decide": "step" if self._actor.chunk_shape[0] == 1 else "chunk",
+            **({"shapes": self.shapes, "eyes": _eyes(actor)} if self.shapes else {}),
+        }
 
     @classmethod
     def load(cls, folder: str | Path, policy: Any = None) -> "Refined":
@@ -151,16 +171,19 @@ class Refined:
             raise UserError(f"The base policy of {folder} was yours: load it with `Refined.load(folder, policy=...)`.")
         action_size, shapes = card["chunk"][1], {name: tuple(x) for name, x in card.get("shapes", {}).items()}
         base = as_policy(policy, action_size) if policy is not None else load_policy(folder / "base")
+        base = step_by_step(base) if card.get("decide") == "step" else base
+        known = card["task"], card["obs_size"], card["summary"], shapes
+        if card.get("kind") == "fine-tuned":
+            policy = cast(Any, load_policy(folder / "policy")).requires_grad_(False)
+            return cls(FineTuned(base, policy, Takeover()), *known)
         with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten: leave no trace in the random state
-            actor, residual = _untrained(card, shapes, base)
+            actor, residual = _untrained(card, shapes, unqueued(base))
         try:
             actor.load_state_dict(load_file(folder / "residual.safetensors"))
         except (OSError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{folder / 'residual.safetensors'} is damaged: {error}") from None
-        base = step_by_step(base) if card.get("decide") == "step" else base
-        combined = JumpStarted if card.get("kind") == "jump-start" else DecoratedPolicy
-        decorated = combined(base, actor.requires_grad_(False), residual)
-        return cls(decorated, card["task"], card["obs_size"], card["summary"], shapes)
+        combined = KINDS.get(card.get("kind", "residual"), DecoratedPolicy)
+        return cls(combined(base, actor.requires_grad_(False), residual), *known)
 
 
 def _untrained(card: dict[str, Any], shapes: Shapes, base: Any) -> tuple[Any, Composition]:
@@ -168,6 +191,8 @@ def _untrained(card: dict[str, Any], shapes: Shapes, base: Any) -> tuple[Any, Co
     nets, chunk = NetConfig(**card["nets"]), tuple(card["chunk"])
     if card.get("kind") == "jump-start":
         return Successor(card["input_size"], chunk, nets), Takeover()
+    if card.get("kind") == "alone":
+        return TanhGaussian(card["input_size"], chunk, nets), Takeover()
     residual = Residual(**card["residual"])
     actor, composition = TanhGaussian(card["input_size"], chunk, nets), residual
     eye, obs_size = _eye(card, shapes, base)

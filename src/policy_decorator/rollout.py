@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ class Collector:
     gate: Gate
     reward_shift: float = -1.0  # reward is success - 1: -1 per failing decision, 0 at success
     seed: int = 0
+    sees: Literal["newest", "window"] = "newest"  # of the frames; a window is flattened, oldest first
 
     def __post_init__(self) -> None:
         self.step = self.decisions = self.base_queries = self.episodes = 0
@@ -40,6 +42,9 @@ class Collector:
         self.action = self._ask(self.window, self.rows)  # (B, Ta, Da)
         self.episode_step = torch.zeros(len(self.window), dtype=torch.long, device=self.window.device)
 
+    def _seen(self, window: Tensor) -> Tensor:
+        return window[:, -1] if self.sees == "newest" else window.flatten(1)
+
     @torch.no_grad()
     def _ask(self, window: Tensor, rows: Tensor) -> Tensor:
         before, answer = self.asked.queries, self.asked.act(window, rows)
@@ -53,7 +58,7 @@ class Collector:
     @torch.no_grad()
     def begin(self, propose: Callable[[Tensor], Tensor]) -> Callable[[], tuple[Transition, Step]]:
         """Send the environments off; calling what is returned waits for them and finishes the decision."""
-        obs, base = self.window[:, -1], self.action
+        obs, base = self._seen(self.window), self.action
         open_ = self.gate(self.step, self.episode_step)[:, None, None]
         raw = propose(self.composition.actor_input(obs, base)).view_as(base)
         raw = torch.where(open_, raw, self.composition.idle(base))
@@ -77,5 +82,5 @@ class Collector:
         self.decisions += len(base)
         self.episodes += int(out.done.sum())
         reward, ends = success.float() + self.reward_shift, terminated.float()  # behind a time-out there is a value
-        last, ones = out.final_window[:, -1], torch.ones_like(reward)
+        last, ones = self._seen(out.final_window), torch.ones_like(reward)
         return Transition(obs, raw, base, reward, ends, ones, last, next_base), out

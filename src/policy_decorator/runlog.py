@@ -111,7 +111,9 @@ class RunFolder:
         return cls(path)
 
     @classmethod
-    def resume(cls, path: Path | str, env_steps: int, *, tensorboard: bool = True) -> "RunFolder":
+    def resume(
+        cls, path: Path | str, env_steps: int, *, offline_updates: int = 0, tensorboard: bool = True
+    ) -> "RunFolder":
         """An existing run, to go on from a checkpoint at `env_steps`: what was logged later is dropped.
 
         Raises UserError when there is none, or another process is writing it.
@@ -119,7 +121,7 @@ class RunFolder:
         run = cls.open(path)
         run._lock = _hold(run.path)
         run._tensorboard, run._purge_step = tensorboard, env_steps + 1
-        run.truncate_after(env_steps)
+        run.truncate_after(env_steps, offline_updates)
         if (run.path / "summary.json").exists():  # it tells of an end that is no longer the end
             (run.path / "summary.json").replace(run.path / "summary.before-resume.json")
         run._seconds_before = max((line.get("wall_seconds") or 0.0 for line in run.metrics()), default=0.0)
@@ -146,13 +148,20 @@ class RunFolder:
         with disk_errors(self.path / "tensorboard"):
             for name, value in scalars.items():
                 if value is not None:
-                    writer.add_scalar(name, value, env_steps)
+                    before = name.startswith("offline/")  # the first environment step
+                    writer.add_scalar(name, value, counted["offline_updates"] if before else env_steps)
             writer.flush()
 
     def log_evaluation(
-        self, name: str, env_steps: int, seeds: Sequence[int], success: Sequence[bool], lengths: Sequence[int]
+        self,
+        name: str,
+        env_steps: int,
+        seeds: Sequence[int],
+        success: Sequence[bool],
+        lengths: Sequence[int],
+        offline_updates: int = 0,
     ) -> None:
-        """Every episode of one evaluation: `name` is base, behaviour, full or final; lengths in steps.
+        """Every episode of one evaluation: `name` is base, offline, behaviour, full or final; lengths in steps.
 
         Raises ValueError when the three differ in length.
         """
@@ -162,6 +171,7 @@ class RunFolder:
         line = {
             "name": name,
             "env_steps": int(env_steps),
+            **({"offline_updates": offline_updates} if offline_updates else {}),
             **{key: list(column) for key, column in columns.items()},
         }
         append_json_line(self.path / "episodes.jsonl", line)
@@ -175,11 +185,15 @@ class RunFolder:
         atomic_json(self.path / name, value)
         return self.path / name
 
-    def truncate_after(self, env_steps: int) -> None:
-        """Drops what was logged after `env_steps`, a last line that was cut short, and an earlier end's comparison."""
+    def truncate_after(self, env_steps: int, offline_updates: int = 0) -> None:
+        """Drops what was logged later, a last line that was cut short, and an earlier end's comparison."""
+
+        def later(line: Mapping[str, Any]) -> bool:
+            return line["env_steps"] > env_steps or line.get("offline_updates", 0) > offline_updates
+
         for path in (self.path / "metrics.jsonl", self.path / "episodes.jsonl"):
             if path.exists():
-                lines = [line for line in read_lines(path) if line["env_steps"] <= env_steps and not _of_the_end(line)]
+                lines = [line for line in read_lines(path) if not later(line) and not _of_the_end(line)]
                 atomic_bytes(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     @property

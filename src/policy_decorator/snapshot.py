@@ -36,6 +36,7 @@ def capture(run: Run) -> dict[str, Any]:
         "learner": {name: part.state_dict() for name, part in _parts(learner).items()},
         "tensors": {name: x.detach() for name, x in _tensors(learner).items()},
         "updates": learner.updates,
+        "offline_updates": run.offline.updates if run.offline else 0,
         "explorer": {"asked": run.explorer.asked, "noise": run.explorer.noise},
         "counts": {name: getattr(c, name) for name in COUNTS},
         "action": c.action,
@@ -47,6 +48,7 @@ def capture(run: Run) -> dict[str, Any]:
         "replay": run.replay.state(),
         "intake": run.intake.state(),
         "monitor": run.monitor.state(),
+        "reward": run.reward.state() if run.reward is not None else None,
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -60,6 +62,8 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     for name, x in _tensors(learner).items():
         x.detach().copy_(state["tensors"][name])
     learner.updates = state["updates"]
+    if run.offline is not None:
+        run.offline.learner.updates = state["offline_updates"]
     run.explorer.asked, run.explorer.noise = state["explorer"]["asked"], state["explorer"]["noise"]
     for name in COUNTS:
         setattr(c, name, state["counts"][name])
@@ -74,6 +78,8 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     else:
         c.start(int(state["env"]["next_seed"]))
     run.monitor.restore(state["monitor"])
+    if run.reward is not None:
+        run.reward.restore(state["reward"])
     torch.set_rng_state(state["rng"].cpu())
     if state["cuda_rng"]:
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_rng"]])

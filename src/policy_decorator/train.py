@@ -17,7 +17,8 @@ class TrainConfig:
     total_steps: int = 3_000_000
     """Environment steps in all."""
     warmup_steps: int = 8_000
-    """Steps with uniform raw actions (where the gate lets them pass) before the first update."""
+    """Steps with uniform raw actions (where the gate lets them pass; what was learned offline acts itself) before the
+    first update."""
     steps_per_round: int = 64
     """Environment steps between two rounds of updates."""
     updates_per_step: float = 0.25
@@ -32,6 +33,18 @@ class TrainConfig:
     """Environment steps between checkpoints to resume from."""
 
 
+def learn_offline(
+    cfg: TrainConfig, run: Run, log: Callable[[Mapping[str, Tensor]], None], save: Callable[[], None]
+) -> None:
+    """The updates that come before the first environment step; `log_every` and `save_every` count updates here."""
+    while (offline := run.offline) is not None and offline.updates < offline.total:
+        before, metrics = offline.updates, offline.learn()
+        if crosses(before, offline.updates, cfg.log_every) or offline.updates >= offline.total:
+            log({f"offline/{name}": value for name, value in metrics.items()})
+        if crosses(before, offline.updates, cfg.save_every):
+            save()
+
+
 def train(
     cfg: TrainConfig,
     run: Run,
@@ -43,7 +56,8 @@ def train(
     collector = run.collector
     while collector.step < cfg.total_steps:
         before = collector.step
-        propose = run.explorer if before >= cfg.warmup_steps else uniform_like(collector.action)
+        knows = before >= cfg.warmup_steps or run.offline is not None
+        propose = run.explorer if knows else uniform_like(collector.action)
         while collector.step < min(before + cfg.steps_per_round, cfg.total_steps):
             finish = collector.begin(propose)
             if cfg.overlap:  # while the environments step: the updates of the last round, spread over this one

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import sys
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -295,3 +296,47 @@ def test_reaches_goals_in_chunks_after_a_few_demonstrations() -> None:
     training = ImitateConfig(steps=400, batch_size=64, lr=3e-3, ema=0.99, schedule="cosine", warmup_steps=20)
     imitate(policy, demos, training)
     assert rate() > 0.6  # 0.9 when this was written
+
+
+# ---- tuned afterwards -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sampler", "steps", "late"), [("ddim", 2, 2), ("ddim", 4, 0), ("ddim", 9, 0), ("ddpm", 3, 3)])
+def test_a_tunable_copy_acts_the_same_and_trains_its_last_steps(
+    sampler: Literal["ddim", "ddpm"], steps: int, late: int
+) -> None:
+    policy = DiffusionPolicy(dataclasses.replace(SMALL, sampler=sampler), 3, 2).requires_grad_(False)
+    other = policy.tunable(steps)
+    window = torch.randn(4, 2, 3)
+    acted = []
+    for one in (policy, other):
+        torch.manual_seed(3)
+        acted.append(one.act(window))
+    assert torch.equal(*acted)
+    assert other.cfg.late_steps == late
+    last = other.cfg.acting_steps - 1
+    trained = other.network(last)
+    assert {id(p) for p in other.parameters() if p.requires_grad} == {id(p) for p in trained.parameters()}
+    own = [other.network(k) is trained for k in range(last + 1)]
+    assert own == [not late or k > last - late for k in range(last + 1)]
+    with torch.no_grad():
+        next(trained.parameters()).add_(1.0)
+    torch.manual_seed(3)
+    assert not torch.equal(other.act(window), acted[0])
+    torch.manual_seed(3)
+    assert torch.equal(policy.act(window), acted[0])
+
+
+def test_a_tuned_policy_is_tuned_again_in_the_same_steps_only() -> None:
+    once = DiffusionPolicy(SMALL, 3, 2).tunable(2)
+    with torch.no_grad():
+        next(once.network(3).parameters()).add_(1.0)
+    again = once.tunable(2)
+    assert all(torch.equal(p, q) for p, q in zip(once.parameters(), again.parameters(), strict=True))
+    for steps in (1, 4):
+        with pytest.raises(UserError, match="tuned in its last 2 denoising steps"):
+            once.tunable(steps)
+    with pytest.raises(UserError, match="one network is trained for all steps"):
+        once.fit_statistics(cast(Any, None))
+    with pytest.raises(UserError, match="late_steps must be between 0 and 3"):
+        dataclasses.replace(SMALL, late_steps=4)

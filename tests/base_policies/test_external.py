@@ -8,6 +8,7 @@ import torch
 
 from policy_decorator.base_policies.external import CallablePolicy, as_policy
 from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
+from policy_decorator.envs.images import together
 from policy_decorator.errors import UserError
 from policy_decorator.memory import ask
 from policy_decorator.progress import Silent
@@ -185,6 +186,44 @@ def test_as_policy_refuses_what_is_none(policy: Any) -> None:
 def test_as_policy_refuses_another_tasks_policy() -> None:
     with pytest.raises(UserError, match="answers with 2 actions, 4 are needed"):
         as_policy(MLPPolicy(MLPConfig(width=8), 3, 2), 4)
+
+
+PICTURES = {"state": WINDOW, "rgb": torch.arange(5 * 2 * 3 * 4).view(5, 2, 3, 2, 2).byte()}  # (B, To, ...)
+
+
+def brightest(state: Any, rgb: Any) -> Any:
+    """Two actions, from the state's first entry and the mean of the picture."""
+    return [state[..., 0] / 2, rgb[..., 0, 0, 0] / 255.0]
+
+
+def of_numpy_batches(obs: Any) -> Any:
+    assert set(obs) == {"state", "rgb"}
+    assert isinstance(obs["rgb"], np.ndarray)
+    assert obs["rgb"].ndim == 4
+    return np.stack(brightest(**obs), axis=-1)
+
+
+def of_numpy_rows(obs: Any) -> Any:
+    assert isinstance(obs["state"], np.ndarray)
+    assert obs["rgb"].shape == (3, 2, 2)
+    return brightest(**obs)
+
+
+def of_tensor_batches(obs: Any) -> Any:
+    assert obs["rgb"].dtype == torch.uint8
+    assert obs["rgb"].ndim == 4
+    return torch.stack(brightest(**obs), dim=-1)
+
+
+@pytest.mark.parametrize("fn", [of_numpy_batches, of_numpy_rows, of_tensor_batches])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_function_of_pictures_is_given_a_dict(fn: Any, rows: int) -> None:
+    window = together(PICTURES | {"frame": torch.arange(10).view(5, 2)}, ndim=2)
+    wanted = torch.stack(brightest(PICTURES["state"][:, -1], PICTURES["rgb"][:, -1]), dim=-1)
+    before = PICTURES["state"].clone()
+    answer = CallablePolicy(fn, 2).act(window[:rows])
+    torch.testing.assert_close(answer[:, 0], wanted[:rows])
+    torch.testing.assert_close(PICTURES["state"], before, rtol=0, atol=0)  # the trial calls changed nothing
 
 
 def test_a_chunk_is_executed_in_part_and_windows_are_handed_on() -> None:

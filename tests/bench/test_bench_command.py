@@ -20,7 +20,7 @@ from policy_decorator.disk import from_json, read_json
 
 HAVE_SB3 = importlib.util.find_spec("stable_baselines3") is not None
 TINY = "--quick --env synthetic --base mlp --obs 5 --action 2 --width 8 --depth 1 --batch-size 16 --envs 2 --workers 0"
-TINY += " --replay 300 --seconds 0.01 --steps 64 --threads 1 --device cpu --quiet --json"
+TINY += " --replay 300 --seconds 0.01 --steps 64 --threads 1 --precisions float32 bfloat16 --device cpu --quiet --json"
 
 
 def pidec(*args: str) -> tuple[int, str, str]:

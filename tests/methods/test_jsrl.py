@@ -15,7 +15,8 @@ from policy_decorator.envs.vector import make_vector
 from policy_decorator.evaluation import TEST, Episodes, run_episodes
 from policy_decorator.memory import session
 from policy_decorator.methods import METHODS, settings_of
-from policy_decorator.methods.jsrl import Config, Curriculum, JumpStarted, Successor, Takeover
+from policy_decorator.methods.alone import Takeover
+from policy_decorator.methods.jsrl import Config, Curriculum, JumpStarted, Successor
 from policy_decorator.methods.problem import Problem
 from policy_decorator.refine import Refinement, refine
 from policy_decorator.refined import Refined

@@ -7,7 +7,8 @@ act  = c_bin + offset_bin at the newest frame
 from Shafiullah et al. 2022; sizes from the paper's App. B.1.1, Table 4.
 """
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -190,11 +191,43 @@ class BehaviorTransformer(nn.Module):
     def loss(self, window: Tensor, actions: Tensor) -> Tensor:
         """Focal loss of the bin plus scaled offset loss, over all frames. (B, T, Do), (B, T, Da) -> ()."""
         logits, offsets = self.logits_and_offsets(window, self.cfg.dropout if self.training else 0.0)
-        distance = (actions.unsqueeze(-2) - self.centres).square().sum(-1)  # (B, T, K)
-        bins = distance.argmin(-1)  # (B, T)
+        bins = self._bins_of(actions)  # (B, T)
         picked = offsets.take_along_dim(bins[..., None, None], dim=2).squeeze(2)  # (B, T, Da)
         offset = F.mse_loss(picked, actions - self.centres[bins])
         return focal_loss(logits, bins, self.cfg.focal_gamma) + self.cfg.offset_scale * offset
+
+    def mean(self, window: Tensor) -> Tensor:
+        """The action of the likeliest bin without dropout, not clipped, with the gradients of its offset.
+
+        (B, To, Do) -> (B, 1, Da).
+        """
+        logits, offsets = self._heads(self._features(window, 0.0, newest_only=True)[:, -1])  # (B, K), (B, K, Da)
+        bins = logits.argmax(-1, keepdim=True)  # (B, 1)
+        return self.centres[bins] + offsets.take_along_dim(bins[..., None], dim=1)
+
+    def deterministic(self) -> "BehaviorTransformer":
+        """A copy whose `act` is its clipped `mean`: for tuning."""
+        other = copy.deepcopy(self)
+        other.cfg = replace(self.cfg, dropout_at_inference=False, mode="argmax")
+        return other
+
+    def _bins_of(self, actions: Tensor) -> Tensor:
+        """(..., Da) -> the nearest clusters (...)."""
+        return (actions.unsqueeze(-2) - self.centres).square().sum(-1).argmin(-1)
+
+    def means(self, window: Tensor, actions: Tensor | None = None) -> Tensor:
+        """The actions of all frames, not clamped, with gradients through the offsets. (B, T, Do) -> (B, T, Da).
+
+        The bins are those that `act` chooses or, where `actions` (B, T, Da) are given, those to which these belong.
+        """
+        logits, offsets = self.logits_and_offsets(window, self.cfg.dropout if self.cfg.dropout_at_inference else 0.0)
+        if actions is not None:
+            bins = self._bins_of(actions)
+        elif self.cfg.mode == "argmax":
+            bins = logits.argmax(-1)
+        else:
+            bins = torch.multinomial(logits.detach().softmax(-1).flatten(0, 1), 1).view(logits.shape[:2])
+        return self.centres[bins] + offsets.take_along_dim(bins[..., None, None], dim=2).squeeze(2)
 
     @torch.no_grad()
     def act(self, window: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ ways of denoising are those of the library diffusers.
 from Chi et al. 2023 (arXiv 2303.04137); sizes from the paper's App. B.1.2, Table 6, and the released code.
 """
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from policy_decorator.base_policies.denoising_mlp import DenoisingMLP
 from policy_decorator.base_policies.mlp import Standardize
 from policy_decorator.base_policies.unet import GROUPS, UNet1D
 from policy_decorator.errors import MissingExtra, UserError
@@ -42,8 +44,14 @@ class DiffusionConfig:
     # released code's widths make 4 M.
     widths: tuple[int, ...] = (64, 128, 256)
     """Channels of the U-Net's levels; the original Diffusion Policy has 256 512 1024."""
+    network: Literal["unet", "mlp"] = "unet"
+    """What predicts the noise: a U-Net (the paper), or a residual MLP (DPPO)."""
+    mlp_width: int = 1024
+    """Units of the MLP's layers."""
+    mlp_seeing: tuple[int, ...] = ()
+    """Units of layers between what it sees and the MLP (DPPO: 512 64 for Square, none for Transport)."""
     step_size: int = 64
-    """Features of the denoising step (released code)."""
+    """Features of the denoising step (released code; DPPO: 32)."""
     diffusion_steps: int = 100
     """Denoising steps that it is trained on (Table 6)."""
     sampler: Literal["ddim", "ddpm"] = "ddim"
@@ -52,24 +60,39 @@ class DiffusionConfig:
     """Denoising steps of "ddim" (released code): 75, 50, 25 and 0 of 100."""
     standardize_obs: bool = False
     """Standardise the observations with the demonstrations' statistics; the released code takes them raw."""
+    late_steps: int = 0
+    """Last steps of its denoising that have a network of their own. 0 in imitation: tuning leaves it behind (DPPO)."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", tuple(self.widths))  # JSON has lists only
+        for name in ("widths", "mlp_seeing"):  # JSON has lists only
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.network not in ("unet", "mlp"):
+            raise UserError(f"network must be 'unet' or 'mlp', got {self.network!r}.")
+        if min((self.mlp_width, *self.mlp_seeing)) < 1:
+            raise UserError(f"mlp_width and mlp_seeing must be at least 1, got {self.mlp_width}, {self.mlp_seeing}.")
         if min(self.context, self.chunk, self.diffusion_steps) < 1 or not self.widths:
             raise UserError(f"The sizes of a Diffusion Policy must be at least 1, got {self}.")
         if any(width < 1 or width % GROUPS for width in self.widths):
             raise UserError(f"widths must be multiples of {GROUPS}, got {self.widths}.")
         if self.step_size < 4 or self.step_size % 2:
             raise UserError(f"step_size must be even and at least 4, got {self.step_size}.")
-        if self.horizon % 2 ** (len(self.widths) - 1) or self.horizon < self.context - 1 + self.chunk:
+        halved = 2 ** (len(self.widths) - 1) if self.network == "unet" else 1
+        if self.horizon % halved or self.horizon < self.context - 1 + self.chunk:
             raise UserError(
-                f"horizon {self.horizon} must be a multiple of {2 ** (len(self.widths) - 1)} for "
+                f"horizon {self.horizon} must be a multiple of {halved} for "
                 f"{len(self.widths)} levels, and reach over {self.context - 1} past and {self.chunk} executed actions."
             )
         if self.sampler not in ("ddim", "ddpm"):
             raise UserError(f"sampler must be 'ddim' or 'ddpm', got {self.sampler!r}.")
         if not 1 <= self.ddim_steps <= self.diffusion_steps:
             raise UserError(f"ddim_steps must be between 1 and {self.diffusion_steps}, got {self.ddim_steps}.")
+        if not 0 <= self.late_steps < self.acting_steps:
+            raise UserError(f"late_steps must be between 0 and {self.acting_steps - 1}, got {self.late_steps}.")
+
+    @property
+    def acting_steps(self) -> int:
+        """K: denoising steps of an action."""
+        return self.ddim_steps if self.sampler == "ddim" else self.diffusion_steps
 
 
 class DiffusionPolicy(nn.Module):
@@ -81,7 +104,15 @@ class DiffusionPolicy(nn.Module):
         self.obs_size = obs_size
         self.action_size = action_size
         self.standardize = Standardize(obs_size) if cfg.standardize_obs else nn.Identity()
-        self.unet = UNet1D(action_size, cfg.context * obs_size, cfg.widths, cfg.step_size)
+        self.unet = self._new_network()  # or the MLP: one name, so that saved policies stay readable
+        self.late = self._new_network() if cfg.late_steps else None
+
+    def _new_network(self) -> nn.Module:
+        cfg, seen = self.cfg, self.cfg.context * self.obs_size
+        if cfg.network == "mlp":
+            sequence = cfg.horizon, self.action_size
+            return DenoisingMLP(sequence, seen, cfg.mlp_width, cfg.step_size, cfg.mlp_seeing)
+        return UNet1D(self.action_size, seen, cfg.widths, cfg.step_size)
 
     @property
     def context(self) -> int:
@@ -112,8 +143,10 @@ class DiffusionPolicy(nn.Module):
         """Set the standardisation from the demonstrations; nothing here is random, `seed` is not used.
 
         Raises:
-            UserError: actions outside [-1, 1], which denoising cannot reach; or diffusers is missing.
+            UserError: actions outside [-1, 1], which denoising cannot reach; late_steps; or diffusers is missing.
         """
+        if self.late is not None:
+            raise UserError("late_steps is what tuning leaves behind: one network is trained for all steps, give 0.")
         reach = float(np.abs(demos.actions).max(initial=0.0))
         if reach > 1 + ACTION_SLACK:
             raise UserError(f"Actions reach {reach:.4g}, a Diffusion Policy only [-1, 1]: clip or rescale them.")
@@ -136,10 +169,31 @@ class DiffusionPolicy(nn.Module):
     def denoise(self, noise: Tensor, condition: Tensor) -> Tensor:
         """(B, Th, Da) Gaussian, (B, C) -> (B, Th, Da) actions. Random with "ddpm" only."""
         x = noise
-        for k in self.denoising.timesteps.tolist():
+        for place, k in enumerate(self.denoising.timesteps.tolist()):
             step = torch.full((len(x),), k, device=x.device)
-            x = self.denoising.step(self.unet(x, step, condition), k, x).prev_sample
+            x = self.denoising.step(self.network(place)(x, step, condition), k, x).prev_sample
         return x
+
+    def network(self, place: int) -> nn.Module:
+        """What predicts the noise at a place 0 ... K - 1 of its denoising, the noisiest first."""
+        late = self.late is not None and place >= self.cfg.acting_steps - self.cfg.late_steps
+        return self.late if late and self.late is not None else self.unet
+
+    def tunable(self, steps: int) -> "DiffusionPolicy":
+        """A copy that acts as this does, and of which only the last `steps` of its denoising can be trained.
+
+        Raises:
+            UserError: it has been tuned before, in other steps.
+        """
+        last = min(steps, self.cfg.acting_steps) % self.cfg.acting_steps  # 0: all of them, by one network
+        other = copy.deepcopy(self)
+        if self.late is None and last:
+            other.cfg, other.late = replace(self.cfg, late_steps=last), copy.deepcopy(self.unet)
+        if other.cfg.late_steps != last:
+            raise UserError(f"It has been tuned in its last {self.cfg.late_steps} denoising steps: tune the same ones.")
+        other.requires_grad_(False)
+        (other.unet if other.late is None else other.late).requires_grad_(True)
+        return other
 
     @torch.no_grad()
     def act(self, window: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ class CallablePolicy:
     with as many actions of size `action_size`, or chunks of them, (B, T, Da) or (T, Da). How it wants to be called is
     found out at the first decision, by a few trial calls; `batched` and `arrays` settle it beforehand. The function
     gets a copy of the observations, is called without gradients, and none of its parameters is touched; a network gets
-    them on its own device. Actions are clamped to [-1, 1], as the environment would do with them.
+    them on its own device. Actions are clamped to [-1, 1], as the environment would do with them. Of a task that shows
+    pictures an observation is a dict of `state` (B, Do), `rgb` (B, C, H, W) and so on, or of one row of each.
 
     Args:
         chunk: Ta, how many of the T actions are executed before it is asked again; None: it answers with one.
@@ -91,8 +92,9 @@ class CallablePolicy:
 
     def _find_style(self, seen: Tensor) -> _Style:
         probe = seen[:2]
-        if len(probe) < 2 or torch.equal(probe[0], probe[1]):
-            probe = torch.stack([seen[0], seen[0] + 0.01])  # two rows, near enough to be possible observations
+        if len(probe) < 2 or torch.equal(_state(probe)[0], _state(probe)[1]):
+            probe = seen[[0, 0]]  # two rows, near enough to be possible observations
+            _state(probe)[1] += 0.01
         tried: list[str] = []
         for style in self._candidates:
             try:
@@ -123,9 +125,21 @@ class CallablePolicy:
         return torch.stack([self._ask(row, style, ()) for row in seen])
 
     def _ask(self, seen: Tensor, style: _Style, rows: tuple[int, ...]) -> Tensor:
-        given: Any = seen.to(self.device or seen.device, copy=True)
-        answer = self.fn(given if style.arrays == "torch" else given.cpu().numpy())
+        answer = self.fn(_given(seen, self.device or seen.device, style.arrays))
         return shaped(answer, rows, self._chunk, self.action_size).to(device=seen.device, dtype=torch.float32)
+
+
+def _state(seen: Tensor) -> Tensor:
+    """The numbers of observations, where there are pictures beside them."""
+    return seen if isinstance(seen, Tensor) else seen["state"]
+
+
+def _given(seen: Tensor, device: torch.device, arrays: Arrays) -> Any:
+    """A copy of observations, in the form in which a function wants them."""
+    if not isinstance(seen, Tensor):
+        return {name: _given(part, device, arrays) for name, part in seen.items() if name != "frame"}
+    copied = seen.to(device, copy=True)
+    return copied if arrays == "torch" else copied.cpu().numpy()
 
 
 def as_policy(policy: Any, action_size: int) -> AnyPolicy:

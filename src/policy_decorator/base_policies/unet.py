@@ -23,10 +23,10 @@ LONGEST_PERIOD = 10_000.0
 class StepEmbedding(nn.Module):
     """Denoising step -> features: sines and cosines of geometrically spaced frequencies, then two layers."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, hidden: int | None = None) -> None:
         super().__init__()
-        self.size = size
-        self.net = nn.Sequential(nn.Linear(size, 4 * size), nn.Mish(), nn.Linear(4 * size, size))
+        self.size, hidden = size, hidden or 4 * size
+        self.net = nn.Sequential(nn.Linear(size, hidden), nn.Mish(), nn.Linear(hidden, size))
 
     def waves(self, step: Tensor) -> Tensor:
         """(B,) -> (B, size): frequencies from 1 down to 1 / `LONGEST_PERIOD`."""

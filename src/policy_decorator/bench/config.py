@@ -59,8 +59,8 @@ class BenchConfig:
     """Transitions in the replay, all of them filled where sampling is timed."""
     threads: tuple[int, ...] = ()
     """Thread counts to measure on a CPU; none given: 1, 2, 4, ... and all cores."""
-    precisions: tuple[Precision, ...] = ("float32", "bfloat16")
-    """Number formats of our hidden layers to measure."""
+    precisions: tuple[Precision, ...] = ()
+    """Number formats of our hidden layers to measure; none given: float32, and bfloat16 where the processor has it."""
     sb3: bool = True
     """Measure Stable-Baselines3 too."""
     repeats: int = 3

@@ -13,8 +13,18 @@ import torch
 
 from policy_decorator.bench import learner, loop, sb3
 from policy_decorator.bench.child import Child
-from policy_decorator.bench.config import BenchConfig, base_of, cores, count, device_of, task_of, thread_counts
+from policy_decorator.bench.config import (
+    BenchConfig,
+    Precision,
+    base_of,
+    cores,
+    count,
+    device_of,
+    task_of,
+    thread_counts,
+)
 from policy_decorator.bench.limit import update_flops
+from policy_decorator.machine import MUCH_SLOWER, bfloat16_slowdown
 from policy_decorator.progress import Display
 from policy_decorator.provenance import provenance
 
@@ -41,6 +51,8 @@ def bench(cfg: BenchConfig, display: Display) -> dict[str, Any]:
         display.say(
             f"Warning: this machine is busy (load average {facts['load_average'][0]:.1f}): times will be too long."
         )
+    if not cfg.precisions:
+        cfg = replace(cfg, precisions=precisions_of(device_of(cfg)))
     updates, eager, limit, fields = measure_updates(cfg, display)
     chosen = best_update(updates)
     ends, tried = measure_loops(cfg, chosen, display)
@@ -80,6 +92,11 @@ def in_turns(asks: Mapping[K, Callable[[], float]], repeats: int, display: Displ
 
 WAYS = ("plain", "compiled", "captured")
 """In which our update is run: as it is, compiled, and compiled and replayed from CUDA graphs."""
+
+
+def precisions_of(device: torch.device) -> tuple[Precision, ...]:
+    """The number formats worth measuring: without bfloat16 where the processor only imitates it."""
+    return ("float32", "bfloat16") if bfloat16_slowdown(device) < MUCH_SLOWER else ("float32",)
 
 
 def measure_updates(cfg: BenchConfig, display: Display) -> tuple[list[Row], list[Row], Row, dict[str, int]]:

@@ -55,8 +55,6 @@ def parse(args: list[str]) -> Options:
         numbers = value if isinstance(value, tuple) else (value,)
         if any(isinstance(n, int | float) and not isinstance(n, bool) and n < least for n in numbers):
             raise UserError(f"--{name.replace('_', '-')} must be at least {least:g}, got {value}.")
-    if not options.bench.precisions:
-        raise UserError("--precisions needs float32, bfloat16 or both.")
     return options
 
 

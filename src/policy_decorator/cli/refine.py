@@ -21,8 +21,10 @@ from policy_decorator.disk import from_json
 from policy_decorator.envs import get_task
 from policy_decorator.errors import UserError, lookup
 from policy_decorator.experiments.presets import settings
+from policy_decorator.hardware import compiles, uses_cuda_graphs
 from policy_decorator.methods import METHODS
-from policy_decorator.refine import RefineConfig, compiles, uses_cuda_graphs
+from policy_decorator.methods.offline import FromDemonstrations
+from policy_decorator.refine import RefineConfig
 from policy_decorator.runlog import RunFolder
 
 ABOUT = """Learn a small bounded residual on a frozen base policy by reinforcement learning from sparse success, \
@@ -32,11 +34,15 @@ A run that was stopped goes on with: pidec refine --out RUN --resume"""
 FROM_ONE = "envs eval_episodes test_episodes replay_capacity max_steps total_steps steps_per_round log_every"
 FROM_ONE += " opening_steps eval_every save_every n_step noise_hold width depth critics batch_size actor_every threads"
 FROM_ONE += " critic_subset demo_share_steps select_samples rollout epochs minibatches step_back"
-FROM_ONE += " success_window"
+FROM_ONE += " success_window tuned_steps cql_samples backup_samples most_weight value_epochs value_batch"
+FROM_ONE += " conjugate_gradients d_width d_depth d_batch d_steps discriminator_every compared trunk imitation_batch"
 FROM_ZERO = "seed residual_penalty workers horizon warmup_steps updates_per_step temperature max_grad_norm"
-FROM_ZERO += " exploration_std smoothing_std smoothing_limit value_weight entropy_weight"
-ABOVE_ZERO = "bound lr tau initial_std clip target_kl"
-SHARES = "gamma success_tolerance gae_lambda demo_share demo_share_end"
+FROM_ZERO += " exploration_std smoothing_std smoothing_limit value_weight entropy_weight critic_rounds offline_updates"
+FROM_ZERO += " cql_weight advantage_sharpness demo_weight damping gradient_penalty imitation_weight"
+ABOVE_ZERO = "bound lr tau initial_std clip target_kl sampling_std density_std noise_limit clip_smallest clip_growth"
+ABOVE_ZERO += " critic_lr reward_limit gamma_denoise cql_temperature advantage_temperature normalized_step cloning_lr"
+ABOVE_ZERO += " d_lr begin_std"
+SHARES = "gamma success_tolerance gae_lambda demo_share demo_share_end gamma_denoise scale_gamma expectile demo_decay"
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,8 @@ def parse(args: list[str]) -> Options:
     _check_numbers(options.settings)
     if given["demo_share"] and options.settings.learn.demo_share > 0 and not (options.demos or resume):
         raise UserError("--demo-share is a share of demonstrations: give --demos too.")
+    if isinstance(options.settings.learn, FromDemonstrations) and not (options.demos or resume):
+        raise UserError(f"{options.settings.method} learns from demonstrations: give --demos.")
     return options
 
 

@@ -2,21 +2,22 @@
 
     python -m policy_decorator.experiments.study controlled-exploration --seeds 0 1 2 --jobs 2
 
-Runs that are finished are kept and not run again, so a study may be interrupted. `results/<study>/` then holds
-summary.csv (a line per run), curves.csv (every curve, a line per point), a picture per task, provenance.json and, for
-`recipes`, summary.json. A part of a study (`--tasks`, `--labels`) is run and not collected.
+`results/<study>/` holds summary.csv (a line per run), curves.csv (every curve, a line per point), a picture per task,
+provenance.json and, for `recipes`, summary.json. What they hold is not run again, nor is what a run folder holds: a
+study may be interrupted, run in parts (`--tasks`, `--labels`) and go on on another machine.
 """
 
-import csv
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import tyro
+from matplotlib.figure import Figure
 
 from policy_decorator import api
 from policy_decorator.disk import atomic_bytes, atomic_json
@@ -25,19 +26,12 @@ from policy_decorator.experiments import recipes
 from policy_decorator.experiments.bases import make_base
 from policy_decorator.experiments.demo import TASK, DemoConfig
 from policy_decorator.experiments.entry import Entry, config
+from policy_decorator.experiments.tables import Key, Tables
 from policy_decorator.progress import Bars
 from policy_decorator.provenance import provenance
-from policy_decorator.reports.curves import compare
+from policy_decorator.reports.curves import compare_curves
 from policy_decorator.reports.image import png
 from policy_decorator.runlog import RunFolder
-
-CURVES = ("train/success", "eval/full", "eval/behaviour", "eval/base", "train/epsilon")
-SUMMARY = (
-    "task", "policy", "method", "seed", "base_success", "refined_success", "gain", "gain_low", "gain_high", "fixed",
-    "broken", "test_episodes", "env_steps", "decisions", "updates", "base_queries", "wall_seconds", "bound", "horizon",
-    "kept_checkpoint_step", "git_revision", "git_dirty",
-)  # fmt: skip
-
 
 # What the exploration does alone: no demonstrations in the batches, SAC with its usual entropy and white noise.
 OWN_EXPERIENCE = {"demo_share": 0.0, "noise_hold": 1, "n_step": 3, "reward_shift": -1.0}
@@ -95,6 +89,8 @@ class StudyConfig:
     """The entries on these base policies; none given: on all."""
     labels: tuple[str, ...] = ()
     """The entries of these names; none given: all."""
+    again: bool = False
+    """Run what the tables hold once more."""
     only: tuple[int, int] | None = None
     """Run one (entry, seed) and nothing else; used for the processes of `jobs`."""
 
@@ -118,15 +114,27 @@ def main(cfg: StudyConfig) -> None:
     if cfg.only is not None:
         run_one(cfg, *cfg.only)
         return
+    tables = Tables() if cfg.again else Tables.read(cfg.results / cfg.study)
     wanted = [i for i, entry in enumerate(entries) if _chosen(cfg, entry)]
-    todo = [(i, s) for s in cfg.seeds for i in wanted if not (folder(cfg, i, s) / "summary.json").exists()]
+    todo = [(i, s) for s in cfg.seeds for i in wanted if not (_finished(cfg, i, s) or _key(entries[i], s) in tables)]
+    one_at_a_time = Lock()
+
+    def run(job: tuple[int, int]) -> int:
+        code = _spawn(cfg, *job)
+        with one_at_a_time:
+            collect(cfg)
+        return code
+
     with ThreadPoolExecutor(cfg.jobs) as pool:
-        codes = list(pool.map(lambda job: _spawn(cfg, *job), todo))
+        codes = list(pool.map(run, todo))
+    collect(cfg)
     failed = [job for job, code in zip(todo, codes, strict=True) if code]
     if failed:
         raise SystemExit(f"{len(failed)} of {len(todo)} runs failed (entry, seed): {failed}. Their output is above.")
-    if len(wanted) == len(entries):
-        collect(cfg)
+
+
+def _finished(cfg: StudyConfig, index: int, seed: int) -> bool:
+    return (folder(cfg, index, seed) / "summary.json").exists()
 
 
 def _chosen(cfg: StudyConfig, entry: Entry) -> bool:
@@ -139,45 +147,40 @@ def _spawn(cfg: StudyConfig, index: int, seed: int) -> int:
     return subprocess.run(command, check=False).returncode
 
 
+def _key(entry: Entry, seed: int) -> Key:
+    return entry.base, entry.label, seed
+
+
 def collect(cfg: StudyConfig) -> None:
-    """Tables and pictures of all runs of the study."""
-    rows: list[list[Any]] = []
-    curves: list[list[Any]] = []
-    pictures: dict[str, dict[str, list[RunFolder]]] = {}
+    """Tables and pictures of all runs there are."""
+    out, tables = cfg.results / cfg.study, Tables.read(cfg.results / cfg.study)
+    seeds = sorted({*cfg.seeds, *(key[2] for key in tables.summaries)})
+    keys: list[Key] = []
     for index, entry in enumerate(STUDIES[cfg.study]):
-        for seed in cfg.seeds:
-            run = RunFolder.open(folder(cfg, index, seed))
-            pictures.setdefault(entry.base, {}).setdefault(entry.label, []).append(run)
-            summary, git = run.summary(), run.provenance().get("git", {})
-            summary |= {"method": entry.label, "git_revision": git.get("revision"), "git_dirty": git.get("dirty")}
-            summary["gain_low"], summary["gain_high"] = summary["gain_ci95"]
-            rows.append([summary.get(name) for name in SUMMARY])
-            curves += [
-                [entry.base, entry.label, seed, line["env_steps"], name, line[name]]
-                for line in run.metrics()
-                for name in CURVES
-                if line.get(name) is not None
-            ]
-    out = cfg.results / cfg.study
+        for seed in seeds:
+            if _finished(cfg, index, seed):
+                tables.add(_key(entry, seed), RunFolder.open(folder(cfg, index, seed)))
+            keys += [_key(entry, seed)] * (_key(entry, seed) in tables)
+    if not keys:
+        return
     out.mkdir(parents=True, exist_ok=True)
-    _write_csv(out / "summary.csv", SUMMARY, rows)
-    _write_csv(out / "curves.csv", ("task", "method", "seed", "env_steps", "metric", "value"), curves)
+    curves = tables.write(out, keys)
     if cfg.study == "recipes":
         atomic_json(out / "summary.json", recipes.summary(curves))
-    for base, runs in pictures.items():
-        atomic_bytes(out / f"{base.replace('/', '-')}.png", png(compare(runs)))
-    seeds = " ".join(map(str, cfg.seeds))
-    command = f"python -m policy_decorator.experiments.study {cfg.study} --seeds {seeds}"
-    revisions = sorted({str(row[SUMMARY.index("git_revision")]) for row in rows})  # of the runs, not of this call
+    for base in dict.fromkeys(key[0] for key in keys):
+        atomic_bytes(out / f"{base.replace('/', '-')}.png", png(_picture(tables, [k for k in keys if k[0] == base])))
+    command = f"python -m policy_decorator.experiments.study {cfg.study} --seeds {' '.join(map(str, seeds))}"
+    revisions = sorted({str(tables.of(key, "git_revision")) for key in keys})
+    missing = len(STUDIES[cfg.study]) * len(seeds) - len(keys)
     record = {k: v for k, v in provenance(None).items() if k not in ("argv", "git", "seed")}
-    atomic_json(out / "provenance.json", {"command": command, "git_revisions": revisions, **record})
+    known = {"command": command, "git_revisions": revisions, "runs": len(keys), "runs_to_come": missing}
+    atomic_json(out / "provenance.json", known | record)
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+def _picture(tables: Tables, keys: Sequence[Key]) -> Figure:
+    bases = [float(tables.of(key, "base_success")) for key in keys]
+    methods = dict.fromkeys(key[1] for key in keys)
+    return compare_curves({m: [tables.lines(k) for k in keys if k[1] == m] for m in methods}, bases)
 
 
 if __name__ == "__main__":

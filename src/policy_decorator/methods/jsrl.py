@@ -18,6 +18,7 @@ from policy_decorator.decorator import DecoratedPolicy
 from policy_decorator.errors import UserError
 from policy_decorator.evaluation import Episodes
 from policy_decorator.memory import RowMemory, ask, session
+from policy_decorator.methods.alone import Takeover, own_actions, refuse_pictures
 from policy_decorator.methods.off_policy import OffPolicyConfig, assemble, learner_of, networks
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.monitor import Monitor
@@ -54,23 +55,6 @@ class Successor(TanhGaussian):
     def __init__(self, input_size: int, chunk: tuple[int, int], cfg: NetConfig | None = None) -> None:
         super().__init__(input_size, chunk, cfg)
         self.register_buffer("guide_steps", torch.zeros((), dtype=torch.int64))
-
-
-@dataclass(frozen=True)
-class Takeover:
-    """The actor's action instead of the base's; where the base acts, its action counts as the actor's own."""
-
-    def actor_input(self, obs: Tensor, base: Tensor) -> Tensor:
-        return obs
-
-    def execute(self, base: Tensor, raw: Tensor) -> Tensor:
-        return raw
-
-    def critic_action(self, base: Tensor, raw: Tensor) -> Tensor:
-        return raw
-
-    def idle(self, base: Tensor) -> Tensor:
-        return base
 
 
 @dataclass
@@ -140,20 +124,16 @@ class JumpStarted(DecoratedPolicy):
 
 def build(cfg: Config, p: Problem) -> Run:
     """Raises UserError: a task with pictures."""
-    if p.shapes:
-        raise UserError("jsrl has no eyes here: take a task whose observation is the state.")
+    refuse_pictures("jsrl", p)
     composition, monitor = Takeover(), Monitor()
     plain, critics = networks(cfg, p, p.obs_size, p.obs_size, p.action_size)
     actor = Successor(p.obs_size, p.chunk, cfg.nets).to(p.device)
     actor.load_state_dict(plain.state_dict() | {"guide_steps": actor.guide_steps})
     curriculum = Curriculum(actor, p.chunk[0], cfg)
     learner, explores = learner_of(cfg, p, actor, critics, composition)
-    if p.demonstrated is not None:  # what was demonstrated is the actor's own action, not a correction of the base's
-        shown = replace(p.demonstrated, base=torch.zeros_like(p.demonstrated.base))
-        p = replace(p, demonstrated=shown)
     run = assemble(
         cfg,
-        p,
+        replace(p, demonstrated=own_actions(p.demonstrated)),
         collector=Collector(p.env, p.base, composition, curriculum, cfg.reward_shift, p.seed),
         learner=learner,
         explores=explores,

@@ -1,13 +1,13 @@
 """What methods that learn from a replay have in common: settings, and the parts of a run made from them."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Self
 
 from policy_decorator.encoders import Encoder, EncoderConfig
 from policy_decorator.errors import UserError
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.captured import Captured
-from policy_decorator.rl.compiled import Compiled
+from policy_decorator.rl.compiled import Compiled, Updated
 from policy_decorator.rl.demonstrations import Mixed, Share, as_source, transitions
 from policy_decorator.rl.exploration import Explorer
 from policy_decorator.rl.monitor import Monitor
@@ -71,6 +71,16 @@ class OffPolicyConfig:
             raise UserError("demo_share_end needs a demo_share to begin with.")
         if self.learner == "td3" and self.nets.initial_std is not None:
             raise UserError("initial_std is of sac and ppo: td3 explores with exploration_std.")
+
+    @classmethod
+    def taking(cls, **common: Any) -> Self:
+        """These settings from those of another method; what makes the method what it is stays its own."""
+        return cls(**common)
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether it learns only from what its latest policy did."""
+        return self.learner == "ppo"
 
     @property
     def asks_about_demonstrations(self) -> bool:
@@ -141,11 +151,12 @@ def assemble(
         data=_data(cfg, p, replay, collector, bound, eye),
         monitor=monitor,
         policy=policy,
-        update=_update(p, learner),
+        update=update_of(p, learner),
     )
 
 
-def _update(p: Problem, learner: SAC | TD3) -> Captured | Compiled | None:
+def update_of(p: Problem, learner: Updated) -> Captured | Compiled | None:
+    """How its updates are made on this machine; None: as they are."""
     compiled = Compiled(learner) if p.compiled else None
     if p.cuda_graphs:
         return Captured(learner, compiled.step if compiled else learner.step)
@@ -160,6 +171,15 @@ def _data(
     n_step, gamma, shift = cfg.n_step, cfg.sac.gamma, cfg.reward_shift
     shown, frames = seen(p.demonstrated, eye)
     batch = transitions(shown, bound, n_step=n_step, gamma=gamma, reward_shift=shift)
+    return with_share(cfg, p, replay, as_source(batch, frames), collector)
+
+
+def with_share(
+    cfg: OffPolicyConfig, p: Problem, own: DataSource, shown: DataSource, collector: Collector
+) -> DataSource:
+    """Batches from both, as `demo_share` and what belongs to it say."""
+    if cfg.demo_share == 0:
+        return own
     end = cfg.demo_share if cfg.demo_share_end is None else cfg.demo_share_end
     share = Share(cfg.demo_share, end, p.warmup_steps, cfg.demo_share_steps or 0)
-    return Mixed(replay, as_source(batch, frames), lambda: share(collector.step))
+    return Mixed(own, shown, lambda: share(collector.step))

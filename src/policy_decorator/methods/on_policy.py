@@ -1,18 +1,22 @@
-"""A residual that PPO learns (paper App. D.3): from whole rollouts of the policy as it is, instead of a replay."""
+"""Learning from whole rollouts of the policy as it is, instead of a replay; and PPO's residual (paper App. D.3)."""
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from policy_decorator.decorator import DecoratedPolicy, Residual
+from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
 from policy_decorator.errors import UserError
+from policy_decorator.methods.alone import Nobody, Takeover, refuse_pictures
+from policy_decorator.methods.finetuned import FineTuned
+from policy_decorator.methods.off_policy import OffPolicyConfig
 from policy_decorator.methods.problem import Problem, Run
-from policy_decorator.rl.exploration import Explorer
+from policy_decorator.rl.dppo import DPPO
+from policy_decorator.rl.exploration import Explorer, Sampler
 from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.nets import Critics, TanhGaussian
-from policy_decorator.rl.ppo import PPO, Rollouts
+from policy_decorator.rl.ppo import PPO, PPOConfig, Rollouts
 from policy_decorator.rl.replay import Replay
 from policy_decorator.rollout import Collector
-from policy_decorator.types import Gate
+from policy_decorator.types import Actor, Gate
 
 if TYPE_CHECKING:
     from policy_decorator.methods.policy_decorator import ResidualConfig
@@ -22,12 +26,37 @@ INITIAL_STD = 0.5
 
 
 @dataclass(frozen=True)
+class OnPolicyConfig(OffPolicyConfig):
+    """Settings of methods that know PPO only. Those of a replay are there, and must be left as they are."""
+
+    reward_shift: float = 0.0
+    """Added to success (0 or 1)."""
+    learner: Literal["sac", "td3", "ppo"] = "ppo"
+    """How it learns: with ppo."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """Settings of ppo alone."""
+
+    @classmethod
+    def taking(cls, **common: Any) -> Self:
+        """Without what is of a replay, or means something else there."""
+        own = {"learner", "reward_shift", "sac", "ppo", "n_step", "noise_hold"}
+        own |= {"demo_share", "demo_share_end", "demo_share_steps"}
+        return super().taking(**{name: value for name, value in common.items() if name not in own})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        needed = {"learner": "ppo", "n_step": 1, "noise_hold": 1, "demo_share": 0.0}
+        if foreign := [name for name, value in needed.items() if getattr(self, name) != value]:
+            raise UserError(f"It learns with PPO, from what its policy does by itself: leave out {', '.join(foreign)}.")
+
+
+@dataclass(frozen=True)
 class OnPolicyRun(Run):
     """Updates come in rounds, each time the environments have filled a rollout."""
 
     def learn(self, updates: int) -> None:
         """A round if one is due; how many gradient steps it has is PPO's to say."""
-        if isinstance(self.intake, Rollouts) and isinstance(self.learner, PPO) and self.intake.full:
+        if isinstance(self.intake, Rollouts) and isinstance(self.learner, PPO | DPPO) and self.intake.full:
             self.monitor.learning |= self.learner.learn(*self.intake.take())
 
 
@@ -54,4 +83,37 @@ def build(cfg: "ResidualConfig", p: Problem, residual: Residual, gate: Gate, mon
         data=replay,
         monitor=monitor,
         policy=DecoratedPolicy(p.base, actor, residual),
+    )
+
+
+def check_tuning(method: str, p: Problem) -> None:
+    """Raises UserError: pictures, a warm-up in which something else than the policy would act."""
+    refuse_pictures(method, p)
+    if p.warmup_steps:
+        raise UserError(f"{method} learns from what its policy does, from the first step on: give --warmup-steps 0.")
+
+
+def value_of(cfg: OnPolicyConfig, p: Problem) -> Critics:
+    """A value function of the newest frame."""
+    value = Critics(p.obs_size, 0, replace(cfg.nets, critics=1)).to(p.device)
+    if cfg.standardize_obs and p.obs_statistics is not None:
+        value.standardize.set(*p.obs_statistics)
+    return value
+
+
+def tuning(
+    cfg: OnPolicyConfig, p: Problem, learner: PPO | DPPO, explores: Sampler, intake: Rollouts, tuned: Actor
+) -> Run:
+    """The run of a base policy that is tuned, `tuned`, and acts alone: by `explores` in training."""
+    replay, composition, nobody = Replay(0), Takeover(), Nobody(p.chunk, p.base.context)
+    always = ProgressiveExploration(0)
+    return OnPolicyRun(
+        collector=Collector(p.env, nobody, composition, always, cfg.reward_shift, p.seed, sees="window"),
+        learner=learner,
+        explorer=Explorer(explores),
+        replay=replay,
+        intake=intake,
+        data=replay,
+        monitor=Monitor(),
+        policy=FineTuned(p.base, tuned, composition),
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from policy_decorator.encoders import Shapes
+from policy_decorator.errors import UserError
 from policy_decorator.evaluation import Episodes
 from policy_decorator.memory import AnyPolicy
 from policy_decorator.rl.demonstrations import Demonstrated
@@ -53,11 +54,23 @@ class Problem:
     def action_size(self) -> int:
         return math.prod(self.chunk)
 
+    def demonstrations_for(self, method: str) -> Demonstrated:
+        """Raises UserError: there are none."""
+        if self.demonstrated is None or not len(self.demonstrated.lengths):
+            raise UserError(f"{method} learns from demonstrations of the task: give some (--demos FILE, or demos=...).")
+        return self.demonstrated
 
-class Learner(Protocol):
-    """What is updated. A snapshot keeps all of its attributes that are tensors or have a `state_dict`."""
+
+class Counting(Protocol):
+    """Whatever makes updates and counts them."""
 
     updates: int
+
+    def update(self, b: Transition) -> dict[str, Tensor]: ...
+
+
+class Learner(Counting, Protocol):
+    """What is updated. A snapshot keeps all of its attributes that are tensors or have a `state_dict`."""
 
     @property
     def actor(self) -> nn.Module: ...
@@ -65,7 +78,6 @@ class Learner(Protocol):
     def critic(self) -> nn.Module: ...
     @property
     def cfg(self) -> SACConfig: ...
-    def update(self, b: Transition) -> dict[str, Tensor]: ...
 
 
 class Intake(Protocol):
@@ -74,6 +86,35 @@ class Intake(Protocol):
     def push(self, t: Transition, done: Tensor) -> Transition | None: ...  # what the replay is to keep
     def state(self) -> list[Any]: ...
     def restore(self, state: list[Any]) -> None: ...
+
+
+@dataclass
+class Offline:
+    """Updates before the first environment step, counted apart from those that follow."""
+
+    total: int
+    learner: Counting
+    """Learns the parts of the run's own learner and counts for itself."""
+    data: DataSource
+    batch_size: int
+    update: Callable[[Transition], dict[str, Tensor]] | None = None
+    """As in `Run`."""
+
+    @property
+    def updates(self) -> int:
+        """Made so far."""
+        return self.learner.updates
+
+    def learn(self) -> dict[str, Tensor]:
+        """One update."""
+        return (self.update or self.learner.update)(self.data.sample(self.batch_size))
+
+
+class Reward(Protocol):
+    """A reward that is not the environment's and changes while it is used. A snapshot keeps its state."""
+
+    def state(self) -> dict[str, Any]: ...
+    def restore(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -93,6 +134,10 @@ class Run:
     """The learner's update compiled or replayed from CUDA graphs; None: as it is."""
     evaluated: Callable[[Episodes], None] | None = None
     """Told of every evaluation during training, and of the base's own before it."""
+    offline: Offline | None = None
+    """What is learned from demonstrations before the first environment step; its policy needs no random warm-up."""
+    reward: Reward | None = None
+    """What the decisions are rewarded by; None: success."""
 
     def learn(self, updates: int) -> None:
         """Gradient steps, each on a new batch, until `updates` have been made; none while there are no data."""

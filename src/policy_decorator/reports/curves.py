@@ -26,6 +26,8 @@ from policy_decorator.reports.style import (
 from policy_decorator.runlog import RunFolder
 from policy_decorator.statistics import wilson
 
+Lines = Sequence[Mapping[str, Any]]
+"""Of metrics.jsonl."""
 SMALL = (
     ("critic loss", ("loss/critic",)),
     ("actor loss", ("loss/actor",)),
@@ -34,7 +36,7 @@ SMALL = (
 )
 
 
-def series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+def series(lines: Lines, name: str) -> tuple[np.ndarray, np.ndarray]:
     """(env_steps, values), both (M,), of the lines where `name` was measured and finite."""
     pairs = [(line["env_steps"], line[name]) for line in lines if line.get(name) is not None]
     table = np.array(pairs, dtype=float).reshape(-1, 2)  # (M, 2)
@@ -63,7 +65,7 @@ def draw_curves(figure: Figure | SubFigure, run: RunFolder, facts: Facts, theme:
         _small_panels(figure, GridSpecFromSubplotSpec(len(small), 1, outer[1]), small, lines, theme)
 
 
-def _success_panel(axes: Axes, run: RunFolder, lines: Sequence[Mapping[str, Any]], facts: Facts, theme: Theme) -> None:
+def _success_panel(axes: Axes, run: RunFolder, lines: Lines, facts: Facts, theme: Theme) -> None:
     plain_axes(axes, theme, percent=True)
     axes.tick_params(labelbottom=False)
     axes.set_ylabel("success rate", color=theme.muted, fontsize=9)
@@ -106,7 +108,7 @@ def _band(axes: Axes, evaluations: Sequence[Mapping[str, Any]]) -> None:
         axes.fill_between(x, low, high, color=REFINED, alpha=0.13, linewidth=0)
 
 
-def _epsilon_panel(axes: Axes, lines: Sequence[Mapping[str, Any]], theme: Theme) -> None:
+def _epsilon_panel(axes: Axes, lines: Lines, theme: Theme) -> None:
     plain_axes(axes, theme)
     axes.set_ylim(-0.1, 1.1)
     axes.set_yticks([0, 1])
@@ -121,7 +123,7 @@ def _small_panels(
     figure: FigureBase,
     grid: GridSpecFromSubplotSpec,
     panels: Sequence[tuple[str, tuple[str, ...]]],
-    lines: Sequence[Mapping[str, Any]],
+    lines: Lines,
     theme: Theme,
 ) -> None:
     for row, (title, names) in enumerate(panels):
@@ -159,21 +161,37 @@ def compare(
         label: [run if isinstance(run, RunFolder) else RunFolder.open(run) for run in group]
         for label, group in runs.items()
     }
+    facts = [read_facts(run) for group in opened.values() for run in group]
+    bases = [fact.base.value for fact in facts if fact.base is not None]
+    curves = {label: [run.metrics() for run in group] for label, group in opened.items()}
+    return compare_curves(curves, bases, shade=shade, theme=theme)
+
+
+def compare_curves(
+    curves: Mapping[str, Sequence[Lines]],
+    bases: Sequence[float],
+    *,
+    shade: Literal["range", "std"] = "range",
+    theme: Theme = LIGHT,
+) -> Figure:
+    """`compare` of metrics: label -> the lines of each seed; `bases` are success rates of the base policy."""
     figure = Figure(figsize=(10, 4), layout="constrained", facecolor=theme.ground)
     panels = figure.subplots(1, 2, sharex=True)
     titles = {"train/success": "while it trains (last 100 episodes)", "eval/full": "evaluation, full residual"}
     for axes, (name, title) in zip(panels, titles.items(), strict=True):
         plain_axes(axes, theme, percent=True)
         axes.set_xlabel("environment steps", color=theme.muted, fontsize=9)
-        for k, (label, group) in enumerate(opened.items()):
+        for k, (label, group) in enumerate(curves.items()):
             colour = CYCLE[k % len(CYCLE)]
-            _mean_curve(axes, [series(run.metrics(), name) for run in group], label, colour, shade)
-        _base_line(axes, [run for group in opened.values() for run in group], theme)
+            _mean_curve(axes, [series(lines, name) for lines in group], label, colour, shade)
+        if bases:
+            looks: dict[str, Any] = {"color": theme.base, "linestyle": (0, (5, 3)), "linewidth": 1.5}
+            axes.axhline(float(np.mean(bases)), label="base policy", **looks)
         panel_title(axes, title, theme, size=10)
     panels[0].set_ylabel("success rate", color=theme.muted, fontsize=9)
     handles, labels = panels[1].get_legend_handles_labels()
     if handles:
-        looks: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": theme.text}
+        looks = {"frameon": False, "fontsize": 9, "labelcolor": theme.text}
         columns = min(len(labels), 4 if max(map(len, labels)) < 30 else 3)
         figure.legend(handles, labels, loc="outside upper left", ncols=columns, **looks)
     return figure
@@ -202,10 +220,3 @@ def _mean_curve(
         spread = values.std(axis=0, ddof=1)
         low, high = (mean - spread, mean + spread) if shade == "std" else (values.min(axis=0), values.max(axis=0))
         axes.fill_between(steps, np.clip(low, 0, 1), np.clip(high, 0, 1), color=colour, alpha=0.16, linewidth=0)
-
-
-def _base_line(axes: Axes, runs: Sequence[RunFolder], theme: Theme) -> None:
-    rates = [facts.base.value for facts in map(read_facts, runs) if facts.base is not None]
-    if rates:
-        looks: dict[str, Any] = {"color": theme.base, "linestyle": (0, (5, 3)), "linewidth": 1.5}
-        axes.axhline(float(np.mean(rates)), label="base policy", **looks)

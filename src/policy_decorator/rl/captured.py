@@ -89,7 +89,7 @@ class Captured:
         """The batch, where the graphs look for it."""
         b = plain(b)
         if self.batch is None:
-            self.batch = Transition(*(_cloned(x) for x in b))
+            self.batch = type(b)(*(_cloned(x) for x in b))
             return self.batch
         for place, x in zip(_tensors(self.batch), _tensors(b), strict=True):
             if place.shape != x.shape:

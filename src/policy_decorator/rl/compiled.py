@@ -39,7 +39,7 @@ MOST_GRAPHS = 256
 def plain(b: Transition) -> Transition:
     """The batch with dicts for TensorDicts: what has pictures, as compilers and graphs take it."""
     columns: Any = (x if isinstance(x, Tensor) else dict(x.items()) for x in b)
-    return Transition(*columns)
+    return type(b)(*columns)
 
 
 class Updated(Protocol):

@@ -53,7 +53,7 @@ def transitions(d: Demonstrated, bound: float, *, n_step: int, gamma: float, rew
 
 def as_source(batch: Transition, frames: Tensor | None = None) -> Replay:
     """A fixed set of transitions to sample from; `frames` (N,) have the pictures, by number, that it lacks."""
-    source = Replay(len(batch.reward))
+    source = Replay(len(batch.reward), type(batch))
     if frames is not None:
         source.pictures = Pictures(len(frames))
         source.pictures.put(frames)
@@ -88,4 +88,4 @@ class Mixed:
     def sample(self, batch_size: int) -> Transition:
         n = round(batch_size * self.share())
         parts = self.first.sample(batch_size - n), self.second.sample(n)
-        return Transition(*(torch.cat(pair) for pair in zip(*parts, strict=True)))
+        return type(parts[0])(*(torch.cat(pair) for pair in zip(*parts, strict=True)))

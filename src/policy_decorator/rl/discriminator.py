@@ -8,12 +8,13 @@ success either is wrong about it. Their sum is neither.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from policy_decorator.errors import UserError
 from policy_decorator.rl.descent import Descent
 from policy_decorator.rl.nets import Standardize
 from policy_decorator.rl.stacked import StackedMLP
@@ -37,6 +38,12 @@ class DiscriminatorConfig:
     """Weight of (|grad D| - 1)^2 between demonstrated and own decisions (arXiv:1809.02925)."""
     reward: Literal["airl", "gail"] = "airl"
     """airl: log d - log(1 - d); gail: -log(1 - d)."""
+
+    def __post_init__(self) -> None:
+        if min(self.d_width, self.d_depth, self.d_batch, self.d_steps) < 1:
+            raise UserError("d_width, d_depth, d_batch and d_steps must be at least 1.")
+        if self.d_lr <= 0 or self.gradient_penalty < 0:
+            raise UserError("d_lr must be above 0 and gradient_penalty at least 0.")
 
 
 @dataclass
@@ -85,3 +92,12 @@ class Discriminator:
         with torch.no_grad():
             right = (self.logit(demonstrated) > 0).float().mean() + (self.logit(own) < 0).float().mean()
         return {"loss/discriminator": loss.detach(), "gail/told_apart": right / 2}
+
+    def state(self) -> dict[str, Any]:
+        """Network, statistics and optimiser."""
+        return {name: getattr(self, name).state_dict() for name in ("net", "standardize", "optimizer")}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """What `state` gave."""
+        for name, part in state.items():
+            getattr(self, name).load_state_dict(part)

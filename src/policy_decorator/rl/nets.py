@@ -21,8 +21,9 @@ class NetConfig:
     """Hidden layers."""
     critics: int = 2
     """Q functions; the smallest is believed."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Number format of the layers between the first and the last (not in the paper)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Number format of the layers between the first and the last (not in the paper); auto: bfloat16 where a run's
+    machine is faster with it."""
     critic_layer_norm: bool = False
     """LayerNorm, without scale and shift, in every hidden layer of the critics (not in the paper; RLPD, DAWN)."""
     head_gain: float = 0.01
@@ -46,7 +47,9 @@ class NetConfig:
 
     @property
     def hidden_dtype(self) -> torch.dtype | None:
-        """None leaves the format of the inputs."""
+        """None leaves the format of the inputs. Raises UserError for "auto", which `hardware.resolved` replaces."""
+        if self.precision == "auto":
+            raise UserError("precision auto is for runs: a network by itself needs float32 or bfloat16.")
         return torch.bfloat16 if self.precision == "bfloat16" else None
 
 

@@ -15,10 +15,13 @@ class DataSource(Protocol):
 
 
 class Replay:
-    """A ring of transitions on the learner's device, allocated from the first one it is given."""
+    """A ring of transitions on the learner's device, allocated from the first one it is given.
 
-    def __init__(self, capacity: int) -> None:
-        self.capacity, self.size, self.head = capacity, 0, 0
+    `kind`: their type, where they have more columns than a `Transition`.
+    """
+
+    def __init__(self, capacity: int, kind: type[Transition] = Transition) -> None:
+        self.capacity, self.size, self.head, self.kind = capacity, 0, 0, kind
         self.data: Transition | None = None
         self.pictures: Pictures | None = None
 
@@ -31,7 +34,7 @@ class Replay:
             self.pictures = self.pictures or Pictures(self.capacity)
             t = t._replace(obs=self.pictures.put(t.obs), next_obs=self.pictures.put(t.next_obs))
         if self.data is None:
-            self.data = Transition(*(x.new_zeros((self.capacity, *x.shape[1:])) for x in t))
+            self.data = self.kind(*(x.new_zeros((self.capacity, *x.shape[1:])) for x in t))
         rows = torch.arange(self.head, self.head + n, device=t.reward.device) % self.capacity
         for store, x in zip(self.data, t, strict=True):
             store[rows] = x
@@ -44,7 +47,7 @@ class Replay:
             raise ValueError("the replay is empty: collect before sampling")
         rows = torch.randint(self.size, (batch_size,), device=self.data.reward.device)
         if self.pictures is None:
-            return Transition(*(x[rows] for x in self.data))
+            return self.kind(*(x[rows] for x in self.data))
         recent = (self.head - 1 - rows % max(1, self.size // 2)) % self.capacity
         rows = torch.where(self.pictures.has(self.data.obs[rows]), rows, recent)
         batch = Transition(*(x[rows] for x in self.data))
@@ -58,8 +61,8 @@ class Replay:
     def restore(self, state: dict[str, Any]) -> None:
         self.data, self.pictures, self.size, self.head = None, None, 0, 0
         if state["data"]:
-            t = Transition(*state["data"])
-            self.data = Transition(*(x.new_zeros((self.capacity, *x.shape[1:])) for x in t))
+            t = self.kind(*state["data"])
+            self.data = self.kind(*(x.new_zeros((self.capacity, *x.shape[1:])) for x in t))
             for store, x in zip(self.data, t, strict=True):
                 store[: len(x)] = x
         if state["pictures"] is not None:

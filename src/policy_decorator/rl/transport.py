@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from policy_decorator.errors import MissingExtra
+from policy_decorator.rl.demonstrations import Demonstrated
 
 SMOOTHING = 0.01
 """Weight of the plan's entropy (both papers' code)."""
@@ -22,16 +23,22 @@ FIRST_SUM = 10.0
 """|sum of rewards| of the first episode that is scored (the codes' automatic scale)."""
 
 
+def needs_pot() -> Any:
+    """POT, the library of the transport plans. Raises MissingExtra: it is not installed."""
+    try:
+        import ot
+    except ImportError:
+        raise MissingExtra("POT", "transport") from None
+    return ot
+
+
 def transport_plan(cost: Tensor) -> Tensor:
     """(T, T') -> the plan (T, T') between uniform weights, as POT's Sinkhorn finds it.
 
     Raises:
         MissingExtra: POT is not installed.
     """
-    try:
-        import ot
-    except ImportError:
-        raise MissingExtra("POT", "transport") from None
+    ot = needs_pot()
     exact = cost.double()  # exp(-C / 0.01) leaves float32's range
     rows, columns = (exact.new_full((n,), 1 / n) for n in exact.shape)
     plan: Any = ot.sinkhorn(rows, columns, exact, SMOOTHING, numItermax=ITERATIONS, warn=False)
@@ -57,10 +64,36 @@ class TransportReward:
 
     @torch.no_grad()
     def __call__(self, episode: Tensor) -> Tensor:
-        """Observations (T, Do) after each of its decisions -> rewards (T,)."""
+        """Observations (T, Do), the first before any decision -> rewards (T,)."""
         seen = self.features(episode)
         tried = [transport_rewards(seen, self.features(demonstration)) for demonstration in self.demonstrations]
         best = max(tried, key=lambda rewards: rewards.sum().item())
         if self.scale is None:
             self.scale = FIRST_SUM / max(best.sum().abs().item(), 1e-8)
         return self.scale * best
+
+    def state(self) -> dict[str, Any]:
+        """Its scale; the features are kept by whom they belong to."""
+        return {"scale": self.scale}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """What `state` gave."""
+        self.scale = state["scale"]
+
+
+def episodes_of(d: Demonstrated, most: int) -> list[Tensor]:
+    """Observations (T', Do) of the first `most` demonstrations that succeed, or of the first where none does."""
+    parts, success = d.obs.split(d.lengths.tolist()), d.success.split(d.lengths.tolist())
+    good = [obs for obs, reached in zip(parts, success, strict=True) if reached.any()]
+    return list(good or parts)[:most]
+
+
+def of_windows(look: Callable[[Tensor], Tensor], context: int) -> Callable[[Tensor], Tensor]:
+    """Features of the frames (T, Do) of an episode -> (T, F), by one who looks at windows (T, To, Do)."""
+
+    def features(frames: Tensor) -> Tensor:
+        back = torch.arange(1 - context, 1, device=frames.device)
+        rows = torch.arange(len(frames), device=frames.device)[:, None] + back  # (T, To)
+        return look(frames[rows.clamp(min=0)])  # the first frame in every slot, as at a reset
+
+    return features

@@ -1,0 +1,87 @@
+"""The tables of a study, summary.csv and curves.csv: what was measured stays there, whatever machine comes next."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from policy_decorator.disk import atomic_bytes
+from policy_decorator.runlog import RunFolder
+
+CURVES = ("train/success", "eval/full", "eval/behaviour", "eval/base", "train/epsilon")
+SUMMARY = (
+    "task", "policy", "method", "seed", "base_success", "refined_success", "gain", "gain_low", "gain_high", "fixed",
+    "broken", "test_episodes", "env_steps", "decisions", "updates", "base_queries", "wall_seconds", "bound", "horizon",
+    "kept_checkpoint_step", "git_revision", "git_dirty",
+)  # fmt: skip
+
+
+Key = tuple[str, str, int]  # task, method, seed: the first columns of curves.csv
+
+
+@dataclass
+class Tables:
+    """A study's summary.csv and curves.csv, run by run."""
+
+    summaries: dict[Key, list[Any]] = field(default_factory=dict)
+    curves: dict[Key, list[tuple[int, str, float]]] = field(default_factory=dict)
+    """(environment steps, metric, value)."""
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self.summaries
+
+    @classmethod
+    def read(cls, folder: Path) -> "Tables":
+        """Those in `folder`; empty where there are none yet."""
+        if not (folder / "summary.csv").exists():
+            return cls()
+        tables, base = cls(), SUMMARY.index("task")
+        for row in _rows(folder / "summary.csv"):
+            tables.summaries[row[base], row[SUMMARY.index("method")], int(row[SUMMARY.index("seed")])] = row
+        for task, method, seed, steps, metric, value in _rows(folder / "curves.csv"):
+            tables.curves.setdefault((task, method, int(seed)), []).append((int(steps), metric, float(value)))
+        return tables
+
+    def add(self, key: Key, run: RunFolder) -> None:
+        """A finished run, in the place of what is known of it."""
+        summary, git = run.summary(), run.provenance().get("git", {})
+        summary |= {"task": key[0], "method": key[1]}
+        summary |= {"git_revision": git.get("revision"), "git_dirty": git.get("dirty")}
+        summary["gain_low"], summary["gain_high"] = summary["gain_ci95"]
+        self.summaries[key] = [summary.get(name) for name in SUMMARY]
+        self.curves[key] = [
+            (line["env_steps"], name, line[name])
+            for line in run.metrics()
+            for name in CURVES
+            if line.get(name) is not None
+        ]
+
+    def write(self, folder: Path, order: Sequence[Key]) -> list[list[Any]]:
+        """Into `folder`, in this order; returns the lines of curves.csv."""
+        curves = [[*key, *point] for key in order for point in self.curves[key]]
+        _write(folder / "summary.csv", SUMMARY, [self.summaries[key] for key in order])
+        _write(folder / "curves.csv", ("task", "method", "seed", "env_steps", "metric", "value"), curves)
+        return curves
+
+    def of(self, key: Key, column: str) -> Any:
+        """An entry of summary.csv."""
+        return self.summaries[key][SUMMARY.index(column)]
+
+    def lines(self, key: Key) -> list[dict[str, Any]]:
+        """A run's curves as its metrics.jsonl has them."""
+        return [{"env_steps": steps, metric: value} for steps, metric, value in self.curves[key]]
+
+
+def _rows(path: Path) -> list[list[str]]:
+    with path.open(newline="") as file:
+        return list(csv.reader(file))[1:]
+
+
+def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(rows)
+    atomic_bytes(path, text.getvalue().encode())

@@ -1,0 +1,63 @@
+"""What a run uses of the machine it is on: device, number format, compilation, CUDA graphs, simulator processes."""
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from policy_decorator import machine
+from policy_decorator.errors import UserError
+from policy_decorator.progress import Display
+from policy_decorator.rl.compiled import WORTH_IT, can_compile
+
+if TYPE_CHECKING:
+    from policy_decorator.refine import RefineConfig
+
+
+def device_of(cfg: "RefineConfig") -> torch.device:
+    """`cfg.device`, "auto" being CUDA where there is any."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
+
+
+def resolved(cfg: "RefineConfig", display: Display) -> "RefineConfig":
+    """The same with the number format that "auto" means here; says so where bfloat16 costs time instead of saving it.
+
+    Other choices of "auto" change no result and stay as they are.
+    """
+    if cfg.learn.nets.precision == "float32":
+        return cfg
+    slower = machine.bfloat16_slowdown(device_of(cfg))
+    if cfg.learn.nets.precision == "bfloat16":
+        if slower > machine.MUCH_SLOWER:
+            display.say(
+                f"Warning: products in bfloat16 take {slower:.0f} times as long as in float32 on this processor: "
+                "leave out --precision bfloat16, or take --precision auto."
+            )
+        return cfg
+    nets = replace(cfg.learn.nets, precision="bfloat16" if slower < 1 else "float32")
+    return replace(cfg, learn=replace(cfg.learn, nets=nets))
+
+
+def uses_cuda_graphs(cfg: "RefineConfig") -> bool:
+    """`cfg.cuda_graphs`, "auto" being on where the learner is on a CUDA device. UserError where it cannot be on."""
+    cuda = device_of(cfg).type == "cuda"
+    if cfg.cuda_graphs == "on" and not cuda:
+        raise UserError(f"CUDA graphs need a CUDA device, and this run's is {device_of(cfg)}: leave out cuda_graphs.")
+    return cuda and cfg.cuda_graphs != "off"
+
+
+def compiles(cfg: "RefineConfig") -> bool:
+    """`cfg.compile`, "auto" being on for long runs where torch can. UserError where it is to be on and torch cannot."""
+    if cfg.compile == "on" and not can_compile():
+        raise UserError(f"torch {torch.__version__} cannot compile updates: take a newer one, or leave out compile.")
+    worth_it = (cfg.train.total_steps - cfg.train.warmup_steps) * cfg.train.updates_per_step >= WORTH_IT
+    return cfg.compile == "on" or (cfg.compile == "auto" and worth_it and can_compile())
+
+
+def workers_of(cfg: "RefineConfig") -> int:
+    """`cfg.workers`, None being one process per core, and none but this one where there is one core."""
+    if cfg.workers is not None:
+        return cfg.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if cores > 1 else 0

@@ -1,0 +1,117 @@
+"""ROT (arXiv:2206.15469; paper Sec. 5.2.1, App. B.5.1): the base itself goes on learning, held near the demonstrations.
+
+    actor   the base's parameters, all of them; it acts alone, after a warm-up in which the base does
+    reward  how cheaply an episode can be carried over to a demonstration, measured in the critics' trunk
+    update  SAC, with imitation of the demonstrations as far as the critics prefer the base (`rl/rot.py`)
+
+Success is measured, never rewarded. The base is a Behavior Transformer, as in the paper, or an MLP of this package.
+
+The paper does not say: w, lambda's form, the trunk's size and the number of demonstrations compared; they are ROT's. It
+takes SAC where ROT takes DDPG with noise of a fixed size. Of a Behavior Transformer the offsets learn, as in B.4.1; a
+demonstrated action is imitated in the cluster it belongs to. Differs from the paper: no LoRA, no tanh on the offsets,
+and the target critics' trunk is used as it is at the end of an episode, where ROT's code copies it now and then.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from policy_decorator.chunks import unqueued
+from policy_decorator.decorator import ProgressiveExploration
+from policy_decorator.errors import UserError
+from policy_decorator.methods.alone import Takeover, refuse_pictures
+from policy_decorator.methods.finetuned import FineTuned
+from policy_decorator.methods.off_policy import OffPolicyConfig, assemble, with_share
+from policy_decorator.methods.problem import Problem, Run
+from policy_decorator.rl.demonstrations import Demonstrated, as_source, transitions
+from policy_decorator.rl.episodes import WholeEpisodes
+from policy_decorator.rl.monitor import Monitor
+from policy_decorator.rl.rot import ROT, ShownWindows, TrunkCritics, WindowActor
+from policy_decorator.rl.transport import TransportReward, episodes_of, needs_pot, of_windows
+from policy_decorator.rollout import Collector
+
+
+@dataclass(frozen=True)
+class Config(OffPolicyConfig):
+    """Settings of ROT. `reward_shift` is of success, which is not rewarded."""
+
+    imitation_weight: float = 0.03
+    """w, weight of the demonstrations' log-density (ROT's code)."""
+    imitation_batch: int = 128
+    """Demonstrated windows per update (ROT's code)."""
+    begin_std: float = 0.1
+    """Standard deviation with which the base begins to explore; learned from there on (ROT: always)."""
+    trunk: int = 50
+    """Units of the critics' first layer, where distances are measured (ROT's code)."""
+    compared: int = 10
+    """Demonstrations that an episode is compared with, the first that succeed; the nearest counts (ROT: 10)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.imitation_batch, self.trunk, self.compared) < 1:
+            raise UserError("imitation_batch, trunk and compared must be at least 1.")
+        if self.begin_std <= 0 or self.imitation_weight < 0:
+            raise UserError("begin_std must be above 0 and imitation_weight at least 0.")
+        if self.learner != "sac":
+            raise UserError("rot learns with sac.")
+
+    @property
+    def asks_about_demonstrations(self) -> bool:
+        return True
+
+
+def build(cfg: Config, p: Problem) -> Run:
+    """Raises UserError: no demonstrations, a task with pictures, a base that cannot go on learning."""
+    refuse_pictures("rot", p)
+    shown = p.demonstrations_for("rot")
+    needs_pot()
+    actor = WindowActor(_learning(p), p.obs_size, p.chunk, cfg.begin_std).to(p.device)
+    critics = TrunkCritics(p.obs_size, p.action_size, cfg.trunk, cfg.nets)
+    if cfg.standardize_obs and p.obs_statistics is not None:
+        critics.standardize.set(*p.obs_statistics)
+    composition, context = Takeover(), p.base.context
+    imitated = {"weight": cfg.imitation_weight, "shown_batch": cfg.imitation_batch}
+    windows = ShownWindows(_windows(shown, shown.obs, context), _windows(shown, shown.action[:, 0], context))
+    learner = ROT(actor, critics.to(p.device), composition, p.action_size, cfg.sac, shown=windows, **imitated)
+    gate = ProgressiveExploration(0, start=p.warmup_steps)
+    run = assemble(
+        replace(cfg, demo_share=0.0, demo_share_end=None, demo_share_steps=None),
+        p,
+        collector=Collector(p.env, p.base, composition, gate, cfg.reward_shift, p.seed, sees="window"),
+        learner=learner,
+        explores=actor,
+        policy=FineTuned(p.base, actor, composition),
+        monitor=Monitor(),
+    )
+    target: Any = learner.target
+    reward = TransportReward(episodes_of(shown, cfg.compared), target.look)
+    seen = replace(shown, obs=windows.obs.flatten(1))
+    batch = transitions(seen, 1.0, n_step=cfg.n_step, gamma=cfg.sac.gamma, reward_shift=0.0)
+    batch = batch._replace(raw=batch.raw + batch.base, reward=torch.zeros_like(batch.reward))
+    return replace(
+        run,
+        intake=WholeEpisodes(reward, cfg.n_step, cfg.sac.gamma, p.obs_size),
+        data=with_share(cfg, p, run.replay, as_source(batch), run.collector),
+        reward=reward,
+    )
+
+
+def _learning(p: Problem) -> nn.Module:
+    """A copy of the base that learns. Raises UserError where that is not possible."""
+    base = unqueued(p.base)
+    if not isinstance(base, nn.Module) or not (callable(getattr(base, "means", None)) and hasattr(base, "cfg")):
+        raise UserError(
+            f"rot goes on training the base policy itself, and cannot with {type(base).__name__}: give a Behavior "
+            "Transformer or an MLP of this package (pidec imitate bet, pidec imitate mlp)."
+        )
+    return copy.deepcopy(base).requires_grad_(True)
+
+
+def _windows(shown: Demonstrated, rows: Tensor, context: int) -> Tensor:
+    """What an episode's rows (N, *) are in every window of it, (N, To, *); the first is repeated before it."""
+    into: Callable[[Tensor], Tensor] = of_windows(lambda windows: windows, context)
+    return torch.cat([into(part) for part in rows.split(shown.lengths.tolist())])

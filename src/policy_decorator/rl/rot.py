@@ -1,0 +1,144 @@
+"""Regularised optimal transport (ROT, arXiv:2206.15469): what its learner has beside SAC.
+
+    L_actor = (1 - lambda) E[alpha log pi(a | o) - min Q(o, a)] - lambda w E[log pi(a' | o')]     (o', a') demonstrated
+    lambda  = share of the batch in which min Q(o, a_base) > min Q(o, a)                     (the soft Q-filter)
+
+The policy looks at windows and answers at every frame of them; all these answers are regularised (paper, B.5.1).
+"""
+
+import copy
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from policy_decorator.rl.descent import penalised
+from policy_decorator.rl.ensemble import combined, smallest
+from policy_decorator.rl.nets import NetConfig, Standardize
+from policy_decorator.rl.sac import SAC
+from policy_decorator.rl.stacked import StackedMLP
+from policy_decorator.types import Transition
+
+
+class Answers(Protocol):
+    """A policy with gradients: (B, To, Do) -> an action (B, T, Da) for each of its last T frames.
+
+    `actions` (B, To, Da) say which of several modes is meant, where there are any.
+    """
+
+    def means(self, window: Tensor, actions: Tensor | None = None) -> Tensor: ...
+    def act(self, window: Tensor) -> Tensor: ...  # (B, To, Do) -> (B, 1, Da), without
+
+
+class WindowActor(nn.Module):
+    """A Gaussian around the answers of a policy that goes on learning, with one standard deviation everywhere."""
+
+    def __init__(self, policy: nn.Module, obs_size: int, chunk: tuple[int, int], std: float) -> None:
+        super().__init__()
+        self.policy, self.obs_size, self.chunk_shape = policy, obs_size, chunk
+        self.log_std = nn.Parameter(torch.full((math.prod(chunk),), math.log(std)))
+
+    @property
+    def answers(self) -> Answers:
+        return self.policy  # pyright: ignore[reportReturnType]
+
+    def forward(self, seen: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Flattened windows (B, To * Do) -> a sample (B, 1, Da) in [-1, 1], and its log-density (B,) before clipping.
+
+        Gradients pass the clipping as if there were none, as in ROT's code.
+        """
+        mean = self.answers.means(seen.unflatten(-1, (-1, self.obs_size)))[:, -1]  # (B, Da)
+        noise = self.fresh_noise(seen) if noise is None else noise
+        u = mean + self.log_std.exp() * noise
+        raw = u + (u.clamp(-1, 1) - u).detach()
+        return raw.unflatten(-1, self.chunk_shape), self._density(noise)
+
+    def _density(self, noise: Tensor) -> Tensor:
+        """log N of what lies `noise` (..., Da) standard deviations away: (...)."""
+        return (-0.5 * noise**2 - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def log_density(self, window: Tensor, actions: Tensor) -> Tensor:
+        """(B, To, Do), (B, To, Da) -> (B,), the mean over the frames for which the policy answers."""
+        mean = self.answers.means(window, actions)  # (B, T, Da)
+        return self._density((actions[:, -mean.shape[1] :] - mean) / self.log_std.exp()).mean(-1)
+
+    def fresh_noise(self, seen: Tensor) -> Tensor:
+        """Standard normal, (B, Da)."""
+        return torch.randn(len(seen), len(self.log_std), device=seen.device)
+
+    @torch.no_grad()
+    def mode(self, seen: Tensor) -> Tensor:
+        """(B, To * Do) -> the policy's own action (B, 1, Da)."""
+        return self.act(seen.unflatten(-1, (-1, self.obs_size)))
+
+    def act(self, window: Tensor) -> Tensor:
+        """(B, To, Do) -> (B, 1, Da)."""
+        return self.answers.act(window)
+
+    def merged(self) -> nn.Module:
+        """The policy alone."""
+        return copy.deepcopy(self.policy)
+
+
+class TrunkCritics(nn.Module):
+    """Q functions behind one layer that they share, the trunk: where distances of optimal transport are measured."""
+
+    def __init__(self, obs_size: int, action_size: int, trunk: int, cfg: NetConfig) -> None:
+        super().__init__()
+        self.obs_size = obs_size
+        self.standardize = Standardize(obs_size)
+        self.trunk = nn.Sequential(nn.Linear(obs_size, trunk), nn.LayerNorm(trunk), nn.Tanh())
+        sizes = (trunk + action_size, *(cfg.width,) * cfg.depth, 1)
+        self.net = StackedMLP(
+            cfg.critics, sizes, cfg.head_gain, layer_norm=cfg.critic_layer_norm, hidden_dtype=cfg.hidden_dtype
+        )
+
+    def look(self, obs: Tensor) -> Tensor:
+        """(B, Do) or flattened windows (B, To * Do), of which the newest frame counts -> (B, trunk)."""
+        return self.trunk(self.standardize(obs[:, -self.obs_size :]))
+
+    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
+        """(B, ...), (B, Ta, Da) -> (n, B)."""
+        return self.net(torch.cat([self.look(obs), action.flatten(1)], dim=-1)).squeeze(-1)
+
+
+class ShownWindows(NamedTuple):
+    """All windows of the demonstrations."""
+
+    obs: Tensor  # (N, To, Do)
+    actions: Tensor  # (N, To, Da)
+
+
+@dataclass
+class ROT(SAC):
+    """SAC whose actor also imitates, as far as the base does better. In its batches `base` is the base's own action."""
+
+    actor: WindowActor  # pyright: ignore[reportIncompatibleVariableOverride]
+    shown: ShownWindows = field(kw_only=True)
+    weight: float = field(default=0.03, kw_only=True)
+    """w."""
+    shown_batch: int = field(default=128, kw_only=True)
+    """Demonstrated windows per update."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.imitating = torch.zeros_like(self.log_temperature.detach())  # lambda, as it was last
+
+    def actor_loss(self, b: Transition) -> tuple[Tensor, Tensor]:
+        """L_actor; also returns the log-densities for the temperature."""
+        raw, log_prob = self.actor(b.obs)
+        q = self.critic(b.obs, raw)
+        with torch.no_grad():
+            better = smallest(self.critic(b.obs, b.base)) > smallest(q)
+            self.imitating.copy_(better.float().mean())
+        learned = penalised(self.temperature * log_prob - combined(q, self.cfg.actor_value), raw, self.penalty).mean()
+        rows = torch.randint(len(self.shown.obs), (self.shown_batch,), device=raw.device)
+        imitated = -self.weight * self.actor.log_density(self.shown.obs[rows], self.shown.actions[rows]).mean()
+        share = self.imitating.clone()
+        return (1 - share) * learned + share * imitated, log_prob.detach()
+
+    def step(self, b: Transition, with_actor: bool) -> dict[str, Tensor]:
+        """As SAC's."""
+        return super().step(b, with_actor) | {"rot/imitating": self.imitating.clone()}

@@ -1,0 +1,223 @@
+"""ROT: the base that goes on learning, what is rewarded, and what it reaches."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from policy_decorator.base_policies import build
+from policy_decorator.base_policies.bet import BeTConfig
+from policy_decorator.base_policies.mlp import MLPConfig
+from policy_decorator.demos.dataset import Demonstrations
+from policy_decorator.envs.toy import TASKS
+from policy_decorator.envs.vector import SimulatorVector
+from policy_decorator.errors import UserError
+from policy_decorator.methods import METHODS, Problem, Run, rot, settings_of
+from policy_decorator.methods.finetuned import FineTuned
+from policy_decorator.methods.rot import Config
+from policy_decorator.refine import refine
+from policy_decorator.refined import Refined
+from policy_decorator.rl.demonstrations import Demonstrated
+from policy_decorator.rl.nets import NetConfig
+from policy_decorator.rl.rot import ROT, TrunkCritics
+from policy_decorator.rl.sac import SACConfig
+from policy_decorator.rl.transport import TransportReward
+from policy_decorator.runlog import RunFolder
+
+
+@pytest.fixture(autouse=True)
+def _pot() -> None:
+    pytest.importorskip("ot", reason="POT is not installed")
+
+
+def _base(kind: str) -> Any:
+    if kind == "mlp":
+        return build("mlp", 4, 2, MLPConfig(width=16, depth=1, context=3))
+    cfg = BeTConfig(context=3, clusters=4, layers=1, heads=2, width=8, dropout=0.0)
+    policy: Any = build("bet", 4, 2, cfg)
+    policy.centres.copy_(torch.tensor([[0.5, 0.5], [-0.5, 0.5], [0.5, -0.5], [-0.5, -0.5]]))
+    return policy
+
+
+def _shown(n: int = 24) -> Demonstrated:
+    success, lengths = torch.arange(n) % 12 == 11, torch.full((n // 12,), 12)
+    return Demonstrated(torch.rand(n, 4), torch.rand(n, 1, 2), torch.rand(n, 1, 2), success, lengths)
+
+
+def _build(small: Any, base: Any, shown: Demonstrated | None = None, warmup_steps: int = 0, **changes: Any) -> Run:
+    torch.manual_seed(7)
+    env = SimulatorVector(TASKS["toy/reach-gym"].with_episodes(8, True), 3, context=base.context)
+    problem = Problem(env, base, 4, (1, 2), 1000, warmup_steps, demonstrated=shown or _shown())
+    return METHODS["rot"].build(replace(settings_of("rot", small), **changes), problem)
+
+
+def _collect(run: Run, decisions: int) -> None:
+    for _ in range(decisions):
+        t, step = run.collector.decide(run.explorer)
+        if (kept := run.intake.push(t, step.done)) is not None:
+            run.replay.add(kept)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "bet"])
+def test_it_begins_as_the_base_and_leaves_that_alone(kind: str, small: Any) -> None:
+    base = _base(kind).requires_grad_(False)
+    before = {name: x.clone() for name, x in base.state_dict().items()}
+    run, window = _build(small, base), torch.rand(6, 3, 4)
+    assert isinstance(run.policy, FineTuned)
+    torch.testing.assert_close(run.policy.act(window), base.act(window))
+    actor = cast(ROT, run.learner).actor
+    torch.testing.assert_close(actor.answers.means(window)[:, -1:].clamp(-1, 1), base.act(window))
+    _collect(run, 20)
+    run.learn(3)
+    assert not torch.equal(run.policy.act(window), base.act(window))
+    for name, x in base.state_dict().items():
+        assert torch.equal(x, before[name])
+
+
+def test_a_behavior_transformer_answers_in_the_clusters_it_is_told() -> None:
+    base, window = _base("bet"), torch.rand(6, 3, 4)
+    actions = torch.rand(6, 3, 2) * 2 - 1
+    logits, offsets = base.logits_and_offsets(window)
+    nearest = torch.cdist(actions, base.centres).argmin(-1)
+    for b in range(6):
+        for t in range(3):
+            k, own = nearest[b, t], logits[b, t].argmax()
+            torch.testing.assert_close(base.means(window, actions)[b, t], base.centres[k] + offsets[b, t, k])
+            torch.testing.assert_close(base.means(window)[b, t], base.centres[own] + offsets[b, t, own])
+
+
+def test_the_base_acts_in_the_warm_up_and_is_then_only_asked(small: Any) -> None:
+    base = _base("mlp")
+    run = _build(small, base, warmup_steps=6)
+    kept = []
+    for _ in range(4):
+        window = run.collector.window
+        t, _ = run.collector.decide(run.explorer)
+        torch.testing.assert_close(t.base, base.act(window))  # what the Q-filter compares with
+        assert t.obs.shape == (3, 12)
+        kept.append(torch.equal(t.raw, t.base))
+    assert kept == [True, True, False, False]
+
+
+def test_success_is_not_rewarded_and_demonstrations_are_its_own_actions(small: Any) -> None:
+    shown, rewards, base = _shown(), [], _base("mlp")
+    known = torch.cat([shown.obs, shown.action[:, 0]], dim=1)
+    for shift in (-1.0, 4.0):
+        run = _build(small, base, shown, reward_shift=shift, demo_share=0.5, n_step=1)
+        torch.manual_seed(1)
+        _collect(run, 30)
+        torch.manual_seed(2)
+        batch = run.data.sample(40)
+        rewards.append(batch.reward)
+        assert (batch.reward[20:] == 0).all()
+        assert (batch.reward[:20] < 0).all()
+        drawn = torch.cat([batch.obs[20:, 8:], batch.raw[20:, 0]], dim=1)
+        assert torch.cdist(drawn, known).min(dim=1).values.max() < 1e-3
+    torch.testing.assert_close(*rewards, rtol=0, atol=0)
+
+
+def test_windows_of_demonstrations_repeat_an_episodes_first_frame(small: Any) -> None:
+    shown = _shown()
+    learner = cast(ROT, _build(small, _base("mlp"), shown).learner)
+    obs, actions = learner.shown
+    assert obs.shape == (24, 3, 4)
+    assert actions.shape == (24, 3, 2)
+    torch.testing.assert_close(obs[12], shown.obs[[12, 12, 12]])
+    torch.testing.assert_close(obs[14], shown.obs[12:15])
+    torch.testing.assert_close(actions[13], shown.action[[12, 12, 13], 0])
+
+
+def test_distances_are_measured_in_the_target_critics_trunk(small: Any) -> None:
+    run, obs = _build(small, _base("mlp")), torch.rand(5, 4)
+    reward, learner = cast(TransportReward, run.reward), cast(Any, run.learner)
+    torch.testing.assert_close(reward.features(obs), learner.target.look(obs))
+    with torch.no_grad():
+        learner.target.trunk[0].weight.mul_(-1)
+    torch.testing.assert_close(reward.features(obs), learner.target.look(obs))  # as it is by now
+
+
+def test_what_it_cannot(small: Any, steady: Any) -> None:
+    settings, env = settings_of("rot", small), SimulatorVector(TASKS["toy/reach-gym"], 2)
+    problem = Problem(env, steady, 4, (1, 2), 100, 0, demonstrated=_shown())
+    with pytest.raises(UserError, match="cannot with SteadyController"):
+        METHODS["rot"].build(settings, problem)
+    with pytest.raises(UserError, match="rot learns from demonstrations"):
+        METHODS["rot"].build(settings, replace(problem, demonstrated=None))
+    with pytest.raises(UserError, match="rot has no eyes"):
+        METHODS["rot"].build(settings, replace(problem, shapes={"rgb": (3, 8, 8)}))
+    contradictions: list[tuple[dict[str, Any], str]] = [
+        ({"learner": "td3"}, "rot learns with sac"),
+        ({"trunk": 0}, "trunk and compared must be at least 1"),
+        ({"begin_std": 0.0}, "begin_std must be above 0"),
+    ]
+    for changes, reason in contradictions:
+        with pytest.raises(UserError, match=reason):
+            Config(**changes)
+
+
+def _steering(bias: tuple[float, float] = (0.14, 0.06)) -> Any:
+    """An MLP that steers past the goal: on each side, ReLUs of goal minus position."""
+    policy: Any = build("mlp", 4, 2, MLPConfig(width=4, depth=1, standardize_obs=False))
+    first, last = policy.net[1], policy.net[3]
+    with torch.no_grad():
+        toward = torch.tensor([[-1.0, 0, 1, 0], [0, -1, 0, 1]])
+        first.weight.copy_(torch.cat([toward, -toward]))
+        first.bias.zero_()
+        last.weight.copy_(2 * torch.cat([torch.eye(2), -torch.eye(2)], dim=1))
+        last.bias.copy_(torch.tensor(bias))
+    return policy
+
+
+def reaching(episodes: int, steps: int) -> Demonstrations:
+    """The expert goes to the goal and stays."""
+    task = TASKS["toy/reach"]
+    assert task.make_expert is not None
+    expert, env, rows = task.make_expert(), task.make_env(None), []
+    for seed in range(500_000, 500_000 + episodes):
+        obs, _ = env.reset(seed=seed)
+        for _ in range(steps):
+            action = expert(obs).astype(np.float32)
+            following, *_, info = env.step(action)
+            rows.append((obs, action, info["success"]))
+            obs = following
+    obs, actions, success = (np.array(column) for column in zip(*rows, strict=True))
+    lengths, seeds = np.full(episodes, steps), np.arange(episodes)
+    return Demonstrations("toy/reach", obs.astype(np.float32), actions, success, lengths, seeds, "expert", {})
+
+
+class Knowing(TrunkCritics):
+    """Measures distances, and values, by where the goal lies from here."""
+
+    def look(self, obs: Tensor) -> Tensor:
+        position, goal = obs[:, -4:].chunk(2, dim=-1)
+        return torch.cat([goal - position, torch.full_like(position, 0.1)], dim=-1) + 0 * super().look(obs)
+
+
+@pytest.mark.slow
+def test_the_base_is_tuned_to_reach_without_being_told_of_success(
+    tmp_path: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Episodes do not end at success either. What is saved and loaded is the tuned policy itself."""
+    monkeypatch.setattr(rot, "TrunkCritics", Knowing)
+    demos = reaching(20, 15)
+    nets = NetConfig(width=32, depth=2)
+    sac = SACConfig(gamma=0.8, lr=1e-3, batch_size=64, temperature=0.02, entropy_in_backup=False)
+    learn = Config(compared=3, trunk=4, nets=nets, sac=sac)
+    config = make_config(total_steps=2_400, eval_every=2_400, warmup_steps=300, test_episodes=40, save_every=2_400)
+    config = replace(config, method="rot", learn=learn, max_steps=15, ends_at_success=False, keep="last", workers=0)
+    config = replace(config, train=replace(config.train, updates_per_step=1.0))
+    base = _steering()
+    refined, comparison = refine(
+        config, base, RunFolder.create(tmp_path / "run", config, tensorboard=False), demos=demos
+    )  # fmt: skip
+    assert refined.summary["base_success"] < 0.5
+    assert refined.summary["refined_success"] > 0.7
+    again, window = Refined.load(tmp_path / "run"), torch.rand(5, 1, 4)
+    acted: Tensor = again.policy.act(window)
+    torch.testing.assert_close(acted, refined.policy.act(window), rtol=0, atol=0)
+    assert not torch.allclose(acted, base.act(window))
+    assert np.mean(comparison.refined.episodes.success) == refined.summary["refined_success"]

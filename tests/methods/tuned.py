@@ -1,0 +1,93 @@
+"""Poor base policies of toy/reach, trained in seconds, for methods that tune them; and an interrupted run."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from policy_decorator import api, snapshot
+from policy_decorator.progress import Silent, Update
+
+
+def demonstrated(n: int, chunk: int) -> tuple[Tensor, Tensor]:
+    """Observations (n, 4) and the actions (n, chunk, 2) of somebody who steers past the goal."""
+    obs = torch.rand(n, 4) * 2 - 1
+    near = torch.rand(n) < 0.5
+    obs[near, :2] = obs[near, 2:] + 0.2 * torch.randn(int(near.sum()), 2)
+    pos, goal = obs.chunk(2, dim=1)
+    actions = []
+    for _ in range(chunk):
+        actions.append((2 * (goal - pos) + torch.tensor([0.24, 0.08])).clamp(-1, 1))
+        pos = pos + 0.2 * actions[-1]
+    return obs, torch.stack(actions, dim=1)
+
+
+def imitated(policy: Any, steps: int, rows: int, lr: float) -> Any:
+    """The policy, of a window of any length, after as many steps on `rows` demonstrated actions each."""
+    optimizer = torch.optim.Adam(policy.parameters(), lr)
+    for _ in range(steps):
+        obs, actions = demonstrated(rows, getattr(policy, "horizon", policy.context))
+        window = torch.stack([obs] * policy.context, dim=1)
+        optimizer.zero_grad()
+        policy.loss(window, actions).backward()
+        optimizer.step()
+    return policy.eval().requires_grad_(False)
+
+
+class Interrupted(Silent):
+    """Ctrl-C when the refinement has come to `at`."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    @contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Update]:
+        def update(done: int, total: int = total, note: str = "") -> None:
+            if title.startswith("refining") and done >= self.at:
+                raise KeyboardInterrupt
+
+        yield update
+
+
+def left_behind(run: Path) -> dict[str, Any]:
+    """What two runs must have in common that are one: their metrics, states and parameters."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    state = snapshot.read(run / "checkpoints" / "last.pt", torch.device("cpu"))
+    policy = load_file(run / "refined" / "policy" / "policy.safetensors")
+    return {
+        "metrics": [{key: value for key, value in line.items() if key != "wall_seconds"} for line in lines],
+        "state": _plain(state),
+        "policy": _plain(policy),
+    }
+
+
+def _plain(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return str(x.dtype), tuple(x.shape), x.tolist()
+    if isinstance(x, dict):
+        return {key: _plain(value) for key, value in x.items()}
+    return [_plain(value) for value in x] if isinstance(x, list | tuple) else x
+
+
+def assert_resumed_is_as_uninterrupted(config: Any, base: Any, folder: Path, at: int) -> dict[str, Any]:
+    """And what is left behind. Raises AssertionError."""
+    api.run(config, base, out=folder / "whole")
+    try:
+        api.run(config, base, out=folder / "cut", display=Interrupted(at))
+    except KeyboardInterrupt:
+        stopped = True
+    else:
+        stopped = False
+    assert stopped
+    torch.rand(7)  # whatever the new process has drawn
+    api.run(replace(config), base, out=folder / "cut", resume=True)
+    whole, cut = left_behind(folder / "whole"), left_behind(folder / "cut")
+    for part, value in whole.items():
+        assert value == cut[part], part
+    return whole
