@@ -39,7 +39,7 @@ from policy_decorator.progress import Display, Silent
 from policy_decorator.refined import Refined
 from policy_decorator.runlog import RunFolder
 from policy_decorator.statistics import paired_gain, wilson
-from policy_decorator.train import TrainConfig, learn_offline, train
+from policy_decorator.train import TrainConfig, train
 from policy_decorator.types import Transition, VectorEnv
 
 
@@ -261,7 +261,7 @@ class Refinement:
                 update(offline.updates)
                 self.log(metrics)
 
-            learn_offline(self.cfg.train, self.run, log, self.save)
+            offline.learn_all(self.cfg.train.log_every, self.cfg.train.save_every, log, self.save)
         rate = self.episodes(self.run.policy, self.cfg.eval_episodes, VALIDATION, "offline").rate
         self._log({"eval/offline": rate})
         self._keep_if_best(rate)

@@ -33,18 +33,6 @@ class TrainConfig:
     """Environment steps between checkpoints to resume from."""
 
 
-def learn_offline(
-    cfg: TrainConfig, run: Run, log: Callable[[Mapping[str, Tensor]], None], save: Callable[[], None]
-) -> None:
-    """The updates that come before the first environment step; `log_every` and `save_every` count updates here."""
-    while (offline := run.offline) is not None and offline.updates < offline.total:
-        before, metrics = offline.updates, offline.learn()
-        if crosses(before, offline.updates, cfg.log_every) or offline.updates >= offline.total:
-            log({f"offline/{name}": value for name, value in metrics.items()})
-        if crosses(before, offline.updates, cfg.save_every):
-            save()
-
-
 def train(
     cfg: TrainConfig,
     run: Run,

@@ -177,7 +177,7 @@ def test_the_fastest_settings_of_each_side_go_on(monkeypatch: pytest.MonkeyPatch
             return self.rate
 
     monkeypatch.setattr(measure, "_loop", Rated)
-    cfg = dataclasses.replace(TINY, workers=3)
+    cfg = dataclasses.replace(TINY, workers=3, precisions=("float32", "bfloat16"))
     settings, tried = measure.choose_settings(cfg, {"threads": 2}, Silent())
     assert [(s.threads, s.precision) for s in settings if isinstance(s, loop.Setting)] == [
         (1, "float32"),

@@ -25,11 +25,16 @@ from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.nets import Critics, NetConfig
 from policy_decorator.rl.sac import SAC
 from policy_decorator.runlog import RunFolder
-from policy_decorator.train import TrainConfig, learn_offline, train
+from policy_decorator.train import TrainConfig, train
 
 NAMES = ("rlpd", "sacfd", "cal-ql", "cql", "iql", "awac", "dapg")
 OFFLINE = ("cal-ql", "cql", "iql", "awac", "dapg")
 RHYTHM = TrainConfig(total_steps=300, warmup_steps=100, steps_per_round=16, updates_per_step=0.25)
+
+
+def _offline(run: Run, *how: Any) -> None:
+    if run.offline:
+        run.offline.learn_all(*how)
 
 
 def shown(lengths: tuple[int, ...] = (5, 4, 6), solved: tuple[bool, ...] = (True, False, True)) -> Demonstrated:
@@ -98,7 +103,7 @@ def test_the_base_is_not_asked_and_the_policy_acts_alone(method: str, small: Any
     run = build(method, small_settings(method, small), Deaf())
     assert isinstance(run.policy, Alone)
     assert isinstance(run.collector.base, Nobody)
-    learn_offline(RHYTHM, run, _nothing, _nothing)
+    _offline(run, 50, 50, _nothing, _nothing)
     train(replace(RHYTHM, total_steps=160), run, _nothing, _nothing, _nothing)
     assert run.collector.base_queries == 0
     assert run.policy.act(torch.rand(3, 1, 4)).abs().max() <= 1
@@ -138,13 +143,13 @@ def test_offline_updates_learn_and_are_counted_apart(method: str, small: Any, st
     def save() -> None:
         saved.append(cast(Any, run.offline).updates)
 
-    learn_offline(replace(RHYTHM, log_every=4, save_every=3), run, told.append, save)
+    _offline(run, 4, 3, told.append, save)
     assert (run.offline.updates, run.learner.updates, run.collector.step, run.replay.size) == (6, 0, 0, 0)
     assert any(not torch.equal(p, q) for p, q in zip(parts, run.learner.actor.parameters(), strict=True))
     assert len(told) == 2
     assert all(name.startswith("offline/") for name in told[0])
     assert saved == [3, 6]
-    learn_offline(RHYTHM, run, told.append, save)  # there is nothing left to do
+    _offline(run, 50, 50, told.append, save)  # there is nothing left to do
     assert len(told) == 2
     train(RHYTHM, run, _nothing, _nothing, _nothing)
     assert run.offline.updates == 6
@@ -171,7 +176,7 @@ def test_cal_ql_goes_on_as_asked(method: str, online: Any, small: Any, steady: n
     assert isinstance(run.learner, SAC)
     assert run.learner.critic_opt is before.critic_opt
     assert isinstance(run.intake, Hindsight) is (calibrated and online == "conservative")
-    learn_offline(RHYTHM, run, _nothing, _nothing)
+    _offline(run, 50, 50, _nothing, _nothing)
     train(RHYTHM, run, _nothing, _nothing, _nothing)
     assert run.learner.updates == 50
     assert ("q/reference" in run.monitor.learning) is (calibrated and online == "conservative")

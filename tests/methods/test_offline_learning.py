@@ -20,7 +20,7 @@ from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.iql import IQLConfig
 from policy_decorator.rl.nets import NetConfig
 from policy_decorator.rl.sac import SACConfig
-from policy_decorator.train import TrainConfig, learn_offline, train
+from policy_decorator.train import TrainConfig, train
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,8 @@ def learned(method: str, cfg: Any, shown: Demonstrated, steps: int = 0, envs: in
     run = METHODS[method].build(cfg, problem)
     rhythm = TrainConfig(steps, warmup_steps, steps_per_round=16, updates_per_step=0.5)
     nothing: Any = lambda *_: None  # noqa: E731
-    learn_offline(rhythm, run, nothing, nothing)
+    if run.offline:
+        run.offline.learn_all(10**9, 10**9, nothing, nothing)
     train(rhythm, run, nothing, nothing, nothing)
     return run
 

@@ -1,7 +1,7 @@
 """What a method is given and what it must hand to the training loop."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from policy_decorator.encoders import Shapes
 from policy_decorator.errors import UserError
 from policy_decorator.evaluation import Episodes
 from policy_decorator.memory import AnyPolicy
+from policy_decorator.rhythm import crosses
 from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.exploration import Explorer
 from policy_decorator.rl.monitor import Monitor
@@ -108,6 +109,17 @@ class Offline:
     def learn(self) -> dict[str, Tensor]:
         """One update."""
         return (self.update or self.learner.update)(self.data.sample(self.batch_size))
+
+    def learn_all(
+        self, log_every: int, save_every: int, log: Callable[[Mapping[str, Tensor]], None], save: Callable[[], None]
+    ) -> None:
+        """All updates that are left; `log_every` and `save_every` count updates here."""
+        while self.updates < self.total:
+            before, metrics = self.updates, self.learn()
+            if crosses(before, self.updates, log_every) or self.updates >= self.total:
+                log({f"offline/{name}": value for name, value in metrics.items()})
+            if crosses(before, self.updates, save_every):
+                save()
 
 
 class Reward(Protocol):
