@@ -63,10 +63,10 @@ def _learned() -> dict[str, Any]:
         nets=NetConfig(width=64, depth=2, critic_layer_norm=True, log_std_min=-5.0),
         eyes=EYES,
         sac=SACConfig(
-            gamma=0.9, tau=0.02, lr=1e-3, batch_size=128, temperature=0.02, target_entropy=-1.0, entropy_in_backup=False
+            gamma=0.9, tau=0.02, lr=5e-4, batch_size=128, temperature=0.02, target_entropy=-1.0, entropy_in_backup=False
         ),
     )
-    train = TrainConfig(total_steps=4000, warmup_steps=500, eval_every=10**9, save_every=10**9)
+    train = TrainConfig(total_steps=5000, warmup_steps=500, eval_every=10**9, save_every=10**9)
     sizes: dict[str, Any] = {"eval_episodes": 100, "test_episodes": 100, "keep": "last", "device": "cpu"}
     config = RefineConfig("toy/reach:rgb", learn=learn, train=train, compile="off", **sizes)
     return refine(config, MisledByColour(0.13, 0.15))[0].summary
@@ -74,10 +74,10 @@ def _learned() -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_residual_corrects_what_only_the_picture_tells() -> None:
-    """The base errs to a side that the goal's colour decides. Measured, seed 0: 24 % of the base, 94 % refined."""
+    """The base errs to a side that the goal's colour decides. Measured, seeds 0 to 4: 29 % -> 78 to 93 %."""
     summary = _learned()
     assert summary["base_success"] < 0.4
-    assert summary["refined_success"] > 0.75
+    assert summary["refined_success"] > 0.65
 
 
 @pytest.mark.slow

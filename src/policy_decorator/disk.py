@@ -3,14 +3,16 @@
 JSON here is strict (RFC 8259): nan and infinities, which it cannot say, are written as null.
 """
 
+import csv
 import dataclasses
 import errno
+import io
 import json
 import math
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
@@ -133,6 +135,15 @@ def atomic_bytes(path: Path, data: bytes) -> None:
     """Writes the whole file or leaves the old one. Raises UserError when the disk is full or read-only."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(data)
+
+
+def atomic_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A heading and lines. Raises UserError where the disk is full or read-only."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    atomic_bytes(path, text.getvalue().encode())
 
 
 def atomic_json(path: Path, value: Any) -> None:

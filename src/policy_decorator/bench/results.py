@@ -1,9 +1,7 @@
 """bench.json, bench.csv, scaling.csv and scaling.png: each replaced in one move."""
 
-import csv
-import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ from matplotlib.figure import Figure
 from policy_decorator.bench.config import count
 from policy_decorator.bench.measure import name_of
 from policy_decorator.bench.scaling import COLUMNS, PANELS, Panel
-from policy_decorator.disk import atomic_bytes, atomic_json
+from policy_decorator.disk import atomic_bytes, atomic_csv, atomic_json
 from policy_decorator.reports.image import png
 from policy_decorator.reports.style import LIGHT, REFINED, Theme, count_text, panel_title, plain_axes
 
@@ -23,10 +21,10 @@ def write(out: Path, value: dict[str, Any]) -> list[Path]:
     """All there is to write. Raises UserError where the disk is full or read-only."""
     out.mkdir(parents=True, exist_ok=True)
     atomic_json(out / "bench.json", value)
-    _write_csv(out / "bench.csv", BENCH_COLUMNS, list(_lines(value)))
+    atomic_csv(out / "bench.csv", BENCH_COLUMNS, list(_lines(value)))
     written = [out / "bench.json", out / "bench.csv"]
     if rows := value.get("scaling"):
-        _write_csv(out / "scaling.csv", COLUMNS, [[row.get(name) for name in COLUMNS] for row in rows])
+        atomic_csv(out / "scaling.csv", COLUMNS, [[row.get(name) for name in COLUMNS] for row in rows])
         atomic_bytes(out / "scaling.png", png(draw(rows)))
         written += [out / "scaling.csv", out / "scaling.png"]
     return written
@@ -49,14 +47,6 @@ def _lines(value: dict[str, Any]) -> Iterator[tuple[str, str, str, Any, str]]:
     for name, row in {"best": value["ratios"], **value["ratios_by_precision"]}.items():
         for ratio in ("update_vs_eager", "end_to_end_vs_sb3", "update_vs_limit"):
             yield ratio, "ours", name, row[ratio], "ratio"
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    atomic_bytes(path, text.getvalue().encode())
 
 
 def draw(rows: list[dict[str, Any]], theme: Theme = LIGHT) -> Figure:

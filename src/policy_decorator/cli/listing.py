@@ -1,7 +1,7 @@
 """`pidec list tasks|policies|methods|presets`: what can be named; no simulator is imported."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import tyro
@@ -9,7 +9,7 @@ import tyro
 from policy_decorator.cli import Answer
 from policy_decorator.cli.options import Switch
 from policy_decorator.cli.options import parse as parse_options
-from policy_decorator.errors import lookup
+from policy_decorator.errors import UserError, lookup
 
 Rows = list[dict[str, Any]]
 
@@ -47,10 +47,18 @@ def policies() -> Rows:
 
 
 def methods() -> Rows:
-    """The methods of `pidec refine`."""
+    """The methods of `pidec refine`, and what a run of each is made of with its default settings."""
+    from policy_decorator.bench.methods import parts_of, sample_run
     from policy_decorator.methods import METHODS
 
-    return [{"name": method.name, "summary": method.summary} for method in METHODS.values()]
+    rows = []
+    for method in METHODS.values():
+        try:
+            parts = asdict(parts_of(sample_run(method.name)[1]))
+        except UserError as missing:  # a library that only this method needs
+            parts = {"not here": str(missing)}
+        rows.append({"name": method.name, "summary": method.summary, "made_of": parts})
+    return rows
 
 
 def presets() -> Rows:
@@ -71,8 +79,9 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
 }
 COLUMNS = {"name": "name", "obs_size": "obs", "action_size": "act", "max_steps": "steps", "runs": "runs here"}
 COLUMNS |= {"images": "images", "demos": "demonstrations", "success": "success means", "summary": "summary"}
+COLUMNS |= {"made_of": "made of"}
 """What a table shows, and its heading."""
-SQUEEZED = {"demos": 10, "success": 10, "summary": 20}
+SQUEEZED = {"demos": 10, "success": 10, "summary": 20, "made_of": 25}
 """Those that share the width the others leave, and the least of it with which they are shown."""
 
 
@@ -103,8 +112,8 @@ def run(options: Options) -> Answer:
         widths[name] += (Console().width - _total(widths, shown)) // len(squeezed)
     for name in shown:
         justify = "right" if type(rows[0][name]) is int else "left"
-        fixed = name != "summary"
-        table.add_column(COLUMNS[name], justify=justify, no_wrap=fixed, overflow="ellipsis", width=widths[name])
+        fixed = name not in ("summary", "made_of")
+        table.add_column(COLUMNS[name], justify=justify, no_wrap=fixed, overflow="ellipsis" if fixed else "fold", width=widths[name])
     for row in rows:
         table.add_row(*(_shown(row[name]) for name in shown))
     reasons = dict.fromkeys(row["why_not"] for row in rows if row.get("why_not"))
@@ -120,4 +129,6 @@ def _total(widths: Mapping[str, int], shown: list[str]) -> int:
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return "\n".join(f"{name}: {part}" for name, part in value.items())
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

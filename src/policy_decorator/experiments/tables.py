@@ -1,13 +1,12 @@
 """The tables of a study, summary.csv and curves.csv: what was measured stays there, whatever machine comes next."""
 
 import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from policy_decorator.disk import atomic_bytes
+from policy_decorator.disk import atomic_csv
 from policy_decorator.runlog import RunFolder
 
 CURVES = ("train/success", "eval/full", "eval/behaviour", "eval/base", "train/epsilon")
@@ -61,8 +60,8 @@ class Tables:
     def write(self, folder: Path, order: Sequence[Key]) -> list[list[Any]]:
         """Into `folder`, in this order; returns the lines of curves.csv."""
         curves = [[*key, *point] for key in order for point in self.curves[key]]
-        _write(folder / "summary.csv", SUMMARY, [self.summaries[key] for key in order])
-        _write(folder / "curves.csv", ("task", "method", "seed", "env_steps", "metric", "value"), curves)
+        atomic_csv(folder / "summary.csv", SUMMARY, [self.summaries[key] for key in order])
+        atomic_csv(folder / "curves.csv", ("task", "method", "seed", "env_steps", "metric", "value"), curves)
         return curves
 
     def of(self, key: Key, column: str) -> Any:
@@ -77,11 +76,3 @@ class Tables:
 def _rows(path: Path) -> list[list[str]]:
     with path.open(newline="") as file:
         return list(csv.reader(file))[1:]
-
-
-def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(header)
-    writer.writerows(rows)
-    atomic_bytes(path, text.getvalue().encode())

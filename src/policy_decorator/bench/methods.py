@@ -1,0 +1,242 @@
+"""What each method is made of, and what it costs: read and measured on a run of it.
+
+    python -m policy_decorator.bench.methods --out results/methods-cost
+
+The run is a real one with random weights; its environment costs next to nothing and its demonstrations are noise. So
+costs are those of base policy, actor and learner (paper Table 15), and simulators come on top.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from policy_decorator import machine
+from policy_decorator.base_policies import build
+from policy_decorator.base_policies.bet import BeTConfig
+from policy_decorator.base_policies.diffusion import DiffusionConfig
+from policy_decorator.base_policies.mlp import MLPConfig
+from policy_decorator.bench.synthetic import SyntheticVector
+from policy_decorator.disk import atomic_csv, atomic_json
+from policy_decorator.errors import UserError, lookup
+from policy_decorator.methods import METHODS, Problem, Run
+from policy_decorator.methods.problem import Offline
+from policy_decorator.progress import Bars
+from policy_decorator.provenance import provenance
+from policy_decorator.rhythm import due
+from policy_decorator.rl.demonstrations import Demonstrated
+from policy_decorator.rl.ppo import Rollouts
+from policy_decorator.rl.replay import NStep, Replay
+
+BASES: Mapping[str, Any] = {
+    "bet": BeTConfig(context=1),
+    "mlp": MLPConfig(),
+    "diffusion": DiffusionConfig(context=1),
+}
+"""Kinds of base policy, in the order in which a method is tried on them: some methods tune only certain ones."""
+TINY_BASES: Mapping[str, Any] = {
+    "bet": BeTConfig(context=1, layers=1, heads=1, width=4, clusters=2),
+    "mlp": MLPConfig(width=4),
+    "diffusion": DiffusionConfig(context=1, widths=(8, 8)),
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Defaults are those of Adroit Door and of the paper's Table 9; networks are each method's own."""
+
+    obs: int = 39
+    action: int = 28
+    envs: int = 16
+    steps_per_round: int = 64
+    updates_per_step: float = 0.25
+    capacity: int = 20_000
+    episode: int = 50
+    """Steps of an episode, and of a demonstration."""
+    demonstrations: int = 25
+    bases: Mapping[str, Any] = field(default_factory=lambda: BASES)
+
+
+SMALL = Sizes(obs=4, action=2, envs=2, capacity=64, episode=10, demonstrations=3, bases=TINY_BASES)
+
+
+def sample_run(method: str, sizes: Sizes = SMALL) -> tuple[str, Run]:
+    """The first kind of base that the method takes, and a run on it. Raises UserError where it takes none."""
+    refusals = []
+    for kind, cfg in sizes.bases.items():
+        torch.manual_seed(0)
+        base: Any = build(kind, sizes.obs, sizes.action, cfg)
+        problem = Problem(
+            env=SyntheticVector(sizes.envs, sizes.obs, max_steps=sizes.episode),
+            base=base.eval().requires_grad_(False),
+            obs_size=sizes.obs,
+            chunk=(base.chunk, sizes.action),
+            capacity=sizes.capacity,
+            warmup_steps=0,
+            demonstrated=_demonstrated(sizes) if base.chunk == 1 else None,
+        )
+        try:
+            return kind, METHODS[method].build(METHODS[method].config(), problem)
+        except UserError as refusal:
+            refusals.append(f"on {kind}: {refusal}")
+    raise UserError(f"{method} cannot be built here. " + " ".join(refusals))
+
+
+def _demonstrated(sizes: Sizes) -> Demonstrated:
+    """Noise that succeeds at the end of every episode."""
+    n = sizes.demonstrations * sizes.episode
+    action = torch.rand(n, 1, sizes.action) * 2 - 1
+    success = (torch.arange(n) + 1) % sizes.episode == 0
+    lengths = torch.full((sizes.demonstrations,), sizes.episode)
+    return Demonstrated(torch.randn(n, sizes.obs), action, torch.zeros_like(action), success, lengths)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The classes a method puts together, by the place they have in the training loop."""
+
+    actor: str
+    composition: str
+    gate: str
+    data: str
+    reward: str
+    update: str
+
+
+def parts_of(run: Run) -> Parts:
+    """Names of classes, and the numbers in which one method differs from another."""
+    collector, learner, offline = run.collector, _name(run.learner), run.offline
+    if offline is not None:
+        by = _name(offline.learner, "calibrated")
+        learner = (
+            f"{offline.total:,} offline by {by}, then {learner}"
+            if by != learner
+            else f"{offline.total:,} offline too, {by}"
+        )
+    sources = {type(run.data): _name(run.data), type(run.intake): _name(run.intake)}
+    if isinstance(run.intake, Rollouts):
+        sources.pop(Replay, None)
+    sources.pop(NStep, None)
+    return Parts(
+        actor=_name(run.learner.actor),
+        composition=_name(collector.composition, "bound"),
+        gate=_name(collector.gate, "horizon"),
+        data=" of ".join(sources.values()),
+        reward=f"success {collector.reward_shift:+g}" if run.reward is None else _name(run.reward),
+        update=learner,
+    )
+
+
+def _name(part: object, setting: str = "") -> str:
+    """The class, and one of its settings where it has that."""
+    value = getattr(part, setting, None) if setting else None
+    return type(part).__name__ + ("" if value is None else f"({setting}={value})")
+
+
+# ---- what it costs ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one method on one base policy, in milliseconds; updates as PyTorch comes, not compiled."""
+
+    method: str
+    base: str
+    learned_parameters: int
+    """Of the actor alone."""
+    acting_ms: float
+    """Per environment step: base policy, actor, and what becomes of a decision (rewards of whole episodes, too)."""
+    update_ms: float
+    """Per update; of a discriminator's rounds, each update bears its part."""
+    updates_per_step: float
+    learning_ms: float
+    """Per environment step."""
+    total_ms: float
+    """Per environment step, without the simulator."""
+    base_queries_per_step: float
+    offline_update_ms: float | None
+    """Per update before the first step, where there are such."""
+
+
+def costs(method: str, sizes: Sizes, seconds: float) -> Costs:
+    """Measured for at least so many seconds, and from one update to another that is a whole number of rounds."""
+    kind, run = sample_run(method, sizes)
+    collector, offline = run.collector, run.offline
+    offline_ms = None if offline is None else 1000 * _offline(offline, seconds)
+    acting = learning = 0.0
+    counted, before, rounds = False, (0, 0, 0), 0
+    while rounds < 2 or acting + learning < seconds:
+        begun, updates = time.perf_counter(), run.learner.updates
+        for _ in range(max(sizes.steps_per_round // collector.action[..., 0].numel(), 1)):
+            transition, step = collector.decide(run.explorer)
+            run.monitor.observe(transition, step)
+            complete = run.intake.push(transition, step.done)
+            if complete is not None:
+                run.replay.add(complete)
+        acted = time.perf_counter()
+        run.learn(due(collector.step, 0, sizes.updates_per_step))
+        if counted:
+            acting, learning = acting + acted - begun, learning + time.perf_counter() - acted
+        if run.learner.updates == updates:
+            continue
+        if not counted:  # the first updates allocate, and a first rollout may have begun before
+            counted, before = True, (collector.step, run.learner.updates, collector.base_queries)
+        else:
+            rounds += 1
+    steps, updates, queries = (
+        now - then
+        for now, then in zip((collector.step, run.learner.updates, collector.base_queries), before, strict=True)
+    )
+    return Costs(
+        method=method,
+        base=kind,
+        learned_parameters=sum(p.numel() for p in run.learner.actor.parameters() if p.requires_grad),
+        acting_ms=1000 * acting / steps,
+        update_ms=1000 * learning / updates,
+        updates_per_step=updates / steps,
+        learning_ms=1000 * learning / steps,
+        total_ms=1000 * (acting + learning) / steps,
+        base_queries_per_step=queries / steps,
+        offline_update_ms=offline_ms,
+    )
+
+
+def _offline(offline: Offline, seconds: float) -> float:
+    offline.learn()
+    begun, before = time.perf_counter(), offline.updates
+    while time.perf_counter() - begun < seconds and offline.updates < offline.total:
+        offline.learn()
+    return (time.perf_counter() - begun) / (offline.updates - before)
+
+
+@dataclass(frozen=True)
+class CostsConfig:
+    out: Path = Path("results/methods-cost")
+    """Where costs.csv and provenance.json go."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    seconds: float = 10.0
+    """Of measuring, per method, at least."""
+    threads: int = 1
+
+
+def main(cfg: CostsConfig) -> None:
+    """Raises UserError: an unknown method, a full disk."""
+    machine.use_cpu_well()
+    torch.set_num_threads(cfg.threads)
+    rows = []
+    with Bars().stage("measuring", len(cfg.methods)) as update:
+        for i, name in enumerate(cfg.methods, start=1):
+            rows.append(asdict(costs(lookup("method", name, METHODS).name, Sizes(), cfg.seconds)))
+            update(i, note=name)
+    cfg.out.mkdir(parents=True, exist_ok=True)
+    atomic_csv(cfg.out / "costs.csv", tuple(rows[0]), [list(row.values()) for row in rows])
+    sizes = {name: value for name, value in asdict(Sizes()).items() if name != "bases"}
+    atomic_json(cfg.out / "provenance.json", provenance(seed=0) | {"sizes": sizes, "threads": cfg.threads})
+
+
+if __name__ == "__main__":
+    main(tyro.cli(CostsConfig))
