@@ -66,7 +66,7 @@ def test_a_study_is_collected_from_its_run_folders(tmp_path: Path, monkeypatch: 
     assert {r["env_steps"] for r in rows} == {"800"}
     curves = list(csv.DictReader((out / "curves.csv").open()))
     assert {r["metric"] for r in curves} >= {"train/success", "eval/full", "eval/behaviour", "train/epsilon"}
-    assert (out / "toy.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "toy-reach.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "provenance.json").exists()
 
 

@@ -113,7 +113,9 @@ def run(options: Options) -> Answer:
     for name in shown:
         justify = "right" if type(rows[0][name]) is int else "left"
         fixed = name not in ("summary", "made_of")
-        table.add_column(COLUMNS[name], justify=justify, no_wrap=fixed, overflow="ellipsis" if fixed else "fold", width=widths[name])
+        table.add_column(
+            COLUMNS[name], justify=justify, no_wrap=fixed, overflow="ellipsis" if fixed else "fold", width=widths[name]
+        )
     for row in rows:
         table.add_row(*(_shown(row[name]) for name in shown))
     reasons = dict.fromkeys(row["why_not"] for row in rows if row.get("why_not"))

@@ -9,11 +9,13 @@ from typing import Any, Literal
 import torch
 
 from policy_decorator.base_policies import POLICIES, build
+from policy_decorator.base_policies.bet import BeTConfig
 from policy_decorator.base_policies.checkpoint import load_policy, save_policy
 from policy_decorator.base_policies.imitate import ImitateConfig, Imitator, imitate
 from policy_decorator.demos.dapg import read_dapg
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.demos.expert_npz import read_expert_npz
+from policy_decorator.demos.motion_planning import record_planned
 from policy_decorator.demos.record import record, record_expert
 from policy_decorator.envs import get_task
 from policy_decorator.envs.vector import make_vector
@@ -30,13 +32,13 @@ class BaseConfig:
     """Where the demonstrations come from and what is trained on them."""
 
     task: str
-    source: Literal["scripted expert", "dapg", "expert npz"] = "scripted expert"
+    source: Literal["scripted expert", "motion planning", "dapg", "expert npz"] = "scripted expert"
     file: str = ""
     """Of the demonstrations or of the expert, below the data folder."""
     episodes: int = 15
     noise: float = 0.3
     """Standard deviation added to the expert's actions, of actions in [-1, 1]."""
-    policy: Literal["bet", "mlp", "diffusion"] = "bet"
+    policy: Literal["bet", "mlp", "diffusion", "vinn"] = "bet"
     net: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of the policy's config that differ from its defaults."""
     training: ImitateConfig = dataclasses.field(default_factory=ImitateConfig)
@@ -61,29 +63,54 @@ METAWORLD = {
 }
 """Task -> demonstrations of its scripted expert, chosen so that the base half works."""
 
+DOOR = BaseConfig(
+    "adroit/door",
+    source="dapg",
+    file="adroit/door-v0_demos.pickle",
+    net=SMALL_BET,
+    training=ADROIT_TRAINING,
+    evaluate=True,
+)
+PEG = BaseConfig(
+    "metaworld/peg-insert-side", episodes=METAWORLD["peg-insert-side"], policy="mlp", training=MLP_TRAINING
+)
+STACK_CUBE = BaseConfig(
+    "maniskill/stack-cube", source="motion planning", episodes=100, noise=0.0, net=SMALL_BET, training=ADROIT_TRAINING
+)
+
+# DPPO's network, which costs less than a U-Net where there is no GPU.
+SMALL_DIFFUSION = {
+    "context": 1,
+    "horizon": 4,
+    "chunk": 4,
+    "network": "mlp",
+    "mlp_width": 512,
+    "step_size": 32,
+    "diffusion_steps": 20,
+    "ddim_steps": 5,
+    "standardize_obs": True,
+}
+
+
+def _others(base: BaseConfig) -> Mapping[str, BaseConfig]:
+    """Other policies of the same demonstrations, for methods that need their kind: FISH, DPPO."""
+    diffusion = ImitateConfig(steps=8_000, batch_size=256, lr=1e-3, schedule="cosine", weight_decay=1e-6, ema=0.995)
+    vinn = dataclasses.replace(base, policy="vinn", net={"bet": BeTConfig(**SMALL_BET)}, training=ADROIT_TRAINING)
+    denoising = dataclasses.replace(base, policy="diffusion", net=SMALL_DIFFUSION, training=diffusion)
+    return {f"{base.task}-{kind.policy}": dataclasses.replace(kind, evaluate=False) for kind in (vinn, denoising)}
+
+
 BASES: Mapping[str, BaseConfig] = {
     **{
-        f"metaworld/{name}": BaseConfig(f"metaworld/{name}", episodes=n, policy="mlp", training=MLP_TRAINING)
+        f"metaworld/{name}": dataclasses.replace(PEG, task=f"metaworld/{name}", episodes=n)
         for name, n in METAWORLD.items()
     },
-    "adroit/door": BaseConfig(
-        "adroit/door",
-        source="dapg",
-        file="adroit/door-v0_demos.pickle",
-        net=SMALL_BET,
-        training=ADROIT_TRAINING,
-        evaluate=True,
+    "adroit/door": DOOR,
+    "adroit/pen": dataclasses.replace(
+        DOOR, task="adroit/pen", source="expert npz", file="adroit/pen_expert.npz", episodes=5, noise=0.0
     ),
-    "adroit/pen": BaseConfig(
-        "adroit/pen",
-        source="expert npz",
-        file="adroit/pen_expert.npz",
-        episodes=5,
-        noise=0.0,
-        net=SMALL_BET,
-        training=ADROIT_TRAINING,
-        evaluate=True,
-    ),
+    "maniskill/stack-cube": STACK_CUBE,
+    **{name: other for base in (PEG, DOOR, STACK_CUBE) for name, other in _others(base).items()},
 }
 
 
@@ -98,6 +125,8 @@ def demonstrations(cfg: BaseConfig, seed: int, data: Path, display: Display) -> 
         options: dict[str, Any] = {"seed": DEMOS + seed * DEMOS_PER_SEED, "noise": cfg.noise, "progress": update}
         if cfg.source == "scripted expert":
             return record_expert(task, cfg.episodes, **options)
+        if cfg.source == "motion planning":
+            return record_planned(task, cfg.episodes, seed=options["seed"], progress=update)
         return record(task, lambda: read_expert_npz(path), cfg.episodes, source=f"expert {path.name}", **options)
 
 

@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from policy_decorator import api
 from policy_decorator.disk import atomic_bytes, atomic_json
 from policy_decorator.errors import lookup
-from policy_decorator.experiments import recipes
-from policy_decorator.experiments.bases import make_base
+from policy_decorator.experiments import comparisons, recipes
+from policy_decorator.experiments.bases import BASES, make_base
 from policy_decorator.experiments.demo import TASK, DemoConfig
 from policy_decorator.experiments.entry import Entry, config
 from policy_decorator.experiments.tables import Key, Tables
@@ -67,6 +67,8 @@ STUDIES: Mapping[str, tuple[Entry, ...]] = {
         _faster("overlap", train={"eval_every": 5_000, "overlap": True}),
     ),
     "recipes": recipes.ENTRIES,
+    "other-methods": comparisons.OTHER_METHODS,
+    "fine-tuning": comparisons.FINE_TUNING,
     "adroit": tuple(Entry(base, "Policy Decorator") for base in ("adroit/door", "adroit/pen")),
 }
 
@@ -74,7 +76,7 @@ STUDIES: Mapping[str, tuple[Entry, ...]] = {
 @dataclass(frozen=True)
 class StudyConfig:
     study: tyro.conf.Positional[str]
-    """demo, controlled-exploration, adroit, recipes or bench/learning."""
+    """demo, controlled-exploration, adroit, recipes, other-methods, fine-tuning or bench/learning."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """A run of every entry for each."""
     jobs: int = 1
@@ -86,7 +88,7 @@ class StudyConfig:
     results: Path = Path("results")
     """Where the tables go."""
     tasks: tuple[str, ...] = ()
-    """The entries on these base policies; none given: on all."""
+    """The entries on these tasks; none given: on all."""
     labels: tuple[str, ...] = ()
     """The entries of these names; none given: all."""
     again: bool = False
@@ -138,7 +140,7 @@ def _finished(cfg: StudyConfig, index: int, seed: int) -> bool:
 
 
 def _chosen(cfg: StudyConfig, entry: Entry) -> bool:
-    return (not cfg.tasks or entry.base in cfg.tasks) and (not cfg.labels or entry.label in cfg.labels)
+    return (not cfg.tasks or BASES[entry.base].task in cfg.tasks) and (not cfg.labels or entry.label in cfg.labels)
 
 
 def _spawn(cfg: StudyConfig, index: int, seed: int) -> int:
@@ -148,7 +150,7 @@ def _spawn(cfg: StudyConfig, index: int, seed: int) -> int:
 
 
 def _key(entry: Entry, seed: int) -> Key:
-    return entry.base, entry.label, seed
+    return BASES[entry.base].task, entry.label, seed
 
 
 def collect(cfg: StudyConfig) -> None:
@@ -167,8 +169,8 @@ def collect(cfg: StudyConfig) -> None:
     curves = tables.write(out, keys)
     if cfg.study == "recipes":
         atomic_json(out / "summary.json", recipes.summary(curves))
-    for base in dict.fromkeys(key[0] for key in keys):
-        atomic_bytes(out / f"{base.replace('/', '-')}.png", png(_picture(tables, [k for k in keys if k[0] == base])))
+    for task in dict.fromkeys(key[0] for key in keys):
+        atomic_bytes(out / f"{task.replace('/', '-')}.png", png(_picture(tables, [k for k in keys if k[0] == task])))
     command = f"python -m policy_decorator.experiments.study {cfg.study} --seeds {' '.join(map(str, seeds))}"
     revisions = sorted({str(tables.of(key, "git_revision")) for key in keys})
     missing = len(STUDIES[cfg.study]) * len(seeds) - len(keys)

@@ -1,0 +1,72 @@
+"""The studies that compare methods (paper Sec. 5.2, App. C, D.3): as many environment steps for each on every task.
+
+Off-policy methods take batch, networks, update ratio and learning rates from `fast`; those that learn with PPO from
+`ppo`. What makes a method what it is stays its own (`OffPolicyConfig.taking`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from policy_decorator.experiments.entry import Entry
+from policy_decorator.rl.ppo import PPOConfig
+
+STEPS: Mapping[str, int] = {
+    "metaworld/peg-insert-side": 40_000,
+    "adroit/door": 80_000,
+    "adroit/pen": 80_000,
+    "maniskill/stack-cube": 80_000,
+}
+"""Environment steps of every run."""
+OTHERS_ON = ("metaworld/peg-insert-side", "adroit/door", "maniskill/stack-cube")
+FINE_TUNING_ON = ("adroit/door", "adroit/pen")
+
+
+def _entry(task: str, label: str, base: str = "", **settings: Any) -> Entry:
+    steps = STEPS[task]
+    run = {"eval_episodes": 40, "compile": "auto", **settings.pop("run", {})}
+    train = {"eval_every": steps // 8, **settings.pop("train", {})}
+    name = f"{task}-{base}" if base else task
+    return Entry(name, label, total_steps=steps, run=run, train=train, **{"preset": "fast", **settings})
+
+
+def _others(task: str) -> tuple[Entry, ...]:
+    """The comparison set of Sec. 5.2.2 and of App. C and D.3."""
+    ppo: dict[str, Any] = {"preset": "ppo", "run": {"envs": 8}}
+    return (
+        _entry(task, "Policy Decorator"),
+        _entry(task, "Residual RL", method="residual-rl"),
+        _entry(task, "JSRL", method="jsrl"),
+        _entry(task, "GAIL", method="gail"),
+        _entry(task, "FISH", base="vinn", method="fish"),
+        _entry(task, "Policy Decorator, PPO", **ppo),
+        _entry(task, "Residual RL, PPO", method="residual-rl", **ppo),
+        _entry(task, "PPO fine-tuning", method="ppo-finetuning", **ppo),
+        _entry(task, "Policy Decorator on Diffusion", base="diffusion"),
+        _entry(task, "DPPO", base="diffusion", method="dppo", learn={"ppo": _SHORT_ROLLOUTS}, **ppo),
+    )
+
+
+_SHORT_ROLLOUTS = PPOConfig(rollout=100, epochs=10, minibatches=20, clip=0.01, target_kl=1.0)
+"""DPPO's own settings but for rollouts of a quarter of the length: its authors' steps are millions."""
+
+
+def _fine_tuning(task: str) -> tuple[Entry, ...]:
+    """The methods of Sec. 5.2.1 and of Table 1."""
+    methods = {
+        "RLPD": "rlpd",
+        "SACfd": "sacfd",
+        "Cal-QL": "cal-ql",
+        "CQL": "cql",
+        "IQL": "iql",
+        "AWAC": "awac",
+        "DAPG": "dapg",
+        "ROT": "rot",
+    }
+    return (
+        _entry(task, "Policy Decorator"),
+        *(_entry(task, label, method=method) for label, method in methods.items()),
+    )
+
+
+OTHER_METHODS = tuple(entry for task in OTHERS_ON for entry in _others(task))
+FINE_TUNING = tuple(entry for task in FINE_TUNING_ON for entry in _fine_tuning(task))
