@@ -1,8 +1,7 @@
 """The base policies of the demo and of the published measurements: demonstrations and imitation, per seed."""
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +20,7 @@ from policy_decorator.envs import get_task
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError, lookup
 from policy_decorator.evaluation import DEMOS, VALIDATION, run_episodes
+from policy_decorator.experiments.strangers import sb3_model, served
 from policy_decorator.progress import Display, Silent
 
 DEMOS_PER_SEED = 10_000
@@ -38,10 +38,13 @@ class BaseConfig:
     episodes: int = 15
     noise: float = 0.3
     """Standard deviation added to the expert's actions, of actions in [-1, 1]."""
-    policy: Literal["bet", "mlp", "diffusion", "vinn"] = "bet"
-    net: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    policy: Literal["bet", "mlp", "diffusion", "rnn", "vinn", "cnn", "sb3"] = "bet"
+    """A kind of `POLICIES`, or sb3, a model of Stable-Baselines3."""
+    net: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the policy's config that differ from its defaults."""
-    training: ImitateConfig = dataclasses.field(default_factory=ImitateConfig)
+    training: ImitateConfig = field(default_factory=ImitateConfig)
+    served: bool = False
+    """Whether a process of its own answers for it, over a socket."""
     evaluate: bool = False
     """Keep the best checkpoint (paper App. B.1.3) instead of the last."""
 
@@ -92,24 +95,36 @@ SMALL_DIFFUSION = {
 }
 
 
+DIFFUSION_TRAINING = ImitateConfig(
+    steps=8_000, batch_size=256, lr=1e-3, schedule="cosine", weight_decay=1e-6, ema=0.995
+)
+OTHER_KINDS: Mapping[str, Mapping[str, Any]] = {
+    "bet": {"policy": "bet", "net": SMALL_BET, "training": ADROIT_TRAINING},
+    "rnn": {"policy": "rnn", "training": ImitateConfig(steps=1_500, batch_size=64, lr=1e-3)},
+    "sb3": {"policy": "sb3"},
+    "served": {"served": True},
+}
+"""Of base policies on peg-insert-side, beside its MLP."""
+SEEN = replace(PEG, task=f"{PEG.task}:rgb", policy="cnn", training=replace(MLP_TRAINING, batch_size=64))
+
+
 def _others(base: BaseConfig) -> Mapping[str, BaseConfig]:
     """Other policies of the same demonstrations, for methods that need their kind: FISH, DPPO."""
-    diffusion = ImitateConfig(steps=8_000, batch_size=256, lr=1e-3, schedule="cosine", weight_decay=1e-6, ema=0.995)
-    vinn = dataclasses.replace(base, policy="vinn", net={"bet": BeTConfig(**SMALL_BET)}, training=ADROIT_TRAINING)
-    denoising = dataclasses.replace(base, policy="diffusion", net=SMALL_DIFFUSION, training=diffusion)
-    return {f"{base.task}-{kind.policy}": dataclasses.replace(kind, evaluate=False) for kind in (vinn, denoising)}
+    vinn = replace(base, policy="vinn", net={"bet": BeTConfig(**SMALL_BET)}, training=ADROIT_TRAINING)
+    denoising = replace(base, policy="diffusion", net=SMALL_DIFFUSION, training=DIFFUSION_TRAINING)
+    return {f"{base.task}-{kind.policy}": replace(kind, evaluate=False) for kind in (vinn, denoising)}
 
 
 BASES: Mapping[str, BaseConfig] = {
-    **{
-        f"metaworld/{name}": dataclasses.replace(PEG, task=f"metaworld/{name}", episodes=n)
-        for name, n in METAWORLD.items()
-    },
+    **{f"metaworld/{name}": replace(PEG, task=f"metaworld/{name}", episodes=n) for name, n in METAWORLD.items()},
     "adroit/door": DOOR,
-    "adroit/pen": dataclasses.replace(
+    "adroit/pen": replace(
         DOOR, task="adroit/pen", source="expert npz", file="adroit/pen_expert.npz", episodes=5, noise=0.0
     ),
     "maniskill/stack-cube": STACK_CUBE,
+    **{f"{PEG.task}-{name}": replace(PEG, **changes) for name, changes in OTHER_KINDS.items()},
+    f"{PEG.task}:rgb": SEEN,
+    f"{PEG.task}:rgb-diffusion": replace(SEEN, policy="diffusion", net=SMALL_DIFFUSION, training=DIFFUSION_TRAINING),
     **{name: other for base in (PEG, DOOR, STACK_CUBE) for name, other in _others(base).items()},
 }
 
@@ -134,8 +149,11 @@ def train_base(cfg: BaseConfig, demos: Demonstrations, seed: int, display: Displ
     """Imitate the demonstrations."""
     task = get_task(cfg.task)
     torch.manual_seed(seed)
-    policy = build(cfg.policy, task.obs_size, task.action_size, POLICIES[cfg.policy].config(**cfg.net))
-    how = dataclasses.replace(cfg.training, seed=seed)
+    settings = POLICIES[cfg.policy].config(**cfg.net)
+    policy = build(
+        cfg.policy, task.obs_size, task.action_size, settings, shapes=task.shows.shapes if task.shows else None
+    )
+    how = replace(cfg.training, seed=seed)
     env = make_vector(task, 10, context=policy.context, chunk=policy.chunk)
 
     def evaluate(trained: Imitator, step: int) -> float:
@@ -155,15 +173,19 @@ def train_base(cfg: BaseConfig, demos: Demonstrations, seed: int, display: Displ
 
 def make_base(
     name: str, seed: int, data: Path, cache: Path, display: Display | None = None
-) -> tuple[Imitator, Demonstrations]:
-    """A base of `BASES` and its demonstrations, made once per seed and kept in `cache`."""
+) -> tuple[Any, Demonstrations]:
+    """A base of `BASES`, as a run takes it, and its demonstrations: made once per seed and kept in `cache`."""
     cfg, display = lookup("base policy of the studies", name, BASES), display or Silent()
-    out = cache / f"{name.replace('/', '-')}-{seed}"
-    if (out / "policy.json").exists():
-        return load_policy(out), Demonstrations.load(out / "demos.h5")
-    demos = demonstrations(cfg, seed, data, display)
-    policy = train_base(cfg, demos, seed, display)
-    out.mkdir(parents=True, exist_ok=True)
-    demos.save(out / "demos.h5")
-    save_policy(policy, out, details={"task": cfg.task, "demonstrations": demos.describe(), "seed": seed})
-    return policy, demos
+    out = cache / f"{name.replace('/', '-').replace(':', '-')}-{seed}"
+    if (out / "demos.h5").exists():
+        demos = Demonstrations.load(out / "demos.h5")
+    else:
+        demos = demonstrations(cfg, seed, data, display)
+        out.mkdir(parents=True, exist_ok=True)
+        demos.save(out / "demos.h5")
+    if cfg.policy == "sb3":
+        return sb3_model(get_task(cfg.task), demos, seed), demos
+    if not (out / "policy.json").exists():
+        policy = train_base(cfg, demos, seed, display)
+        save_policy(policy, out, details={"task": cfg.task, "demonstrations": demos.describe(), "seed": seed})
+    return served(out) if cfg.served else load_policy(out), demos

@@ -10,14 +10,15 @@ from typing import Any
 from policy_decorator.experiments.entry import Entry
 from policy_decorator.rl.ppo import PPOConfig
 
+PEG = "metaworld/peg-insert-side"
 STEPS: Mapping[str, int] = {
-    "metaworld/peg-insert-side": 40_000,
+    PEG: 40_000,
     "adroit/door": 80_000,
     "adroit/pen": 80_000,
     "maniskill/stack-cube": 80_000,
 }
 """Environment steps of every run."""
-OTHERS_ON = ("metaworld/peg-insert-side", "adroit/door", "maniskill/stack-cube")
+OTHERS_ON = (PEG, "adroit/door", "maniskill/stack-cube")
 FINE_TUNING_ON = ("adroit/door", "adroit/pen")
 
 
@@ -68,5 +69,27 @@ def _fine_tuning(task: str) -> tuple[Entry, ...]:
     )
 
 
+BASE_POLICIES = tuple(
+    Entry(
+        base,
+        label,
+        preset="fast",
+        total_steps=25_000,
+        train={"eval_every": 5_000},
+        run={"eval_episodes": 40, "compile": "auto"},
+    )
+    for label, base in {
+        "MLP": PEG,
+        "BeT": f"{PEG}-bet",
+        "BC-RNN": f"{PEG}-rnn",
+        "VINN": f"{PEG}-vinn",
+        "Diffusion": f"{PEG}-diffusion",
+        "Stable-Baselines3": f"{PEG}-sb3",
+        "served": f"{PEG}-served",
+        "CNN": f"{PEG}:rgb",
+        "Diffusion that sees": f"{PEG}:rgb-diffusion",
+    }.items()
+)
+"""Policy Decorator on every kind of base policy, of demonstrations of one task."""
 OTHER_METHODS = tuple(entry for task in OTHERS_ON for entry in _others(task))
 FINE_TUNING = tuple(entry for task in FINE_TUNING_ON for entry in _fine_tuning(task))

@@ -67,6 +67,7 @@ STUDIES: Mapping[str, tuple[Entry, ...]] = {
         _faster("overlap", train={"eval_every": 5_000, "overlap": True}),
     ),
     "recipes": recipes.ENTRIES,
+    "base-policies": comparisons.BASE_POLICIES,
     "other-methods": comparisons.OTHER_METHODS,
     "fine-tuning": comparisons.FINE_TUNING,
     "adroit": tuple(Entry(base, "Policy Decorator") for base in ("adroit/door", "adroit/pen")),
@@ -76,7 +77,8 @@ STUDIES: Mapping[str, tuple[Entry, ...]] = {
 @dataclass(frozen=True)
 class StudyConfig:
     study: tyro.conf.Positional[str]
-    """demo, controlled-exploration, adroit, recipes, other-methods, fine-tuning or bench/learning."""
+    """demo, controlled-exploration, adroit, recipes, base-policies, other-methods, fine-tuning or
+    bench/learning."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """A run of every entry for each."""
     jobs: int = 1

@@ -1,0 +1,55 @@
+"""The base policies of the studies, small: each is made once, as a run takes it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from policy_decorator import api
+from policy_decorator.base_policies.imitate import ImitateConfig
+from policy_decorator.envs.toy import Reach
+from policy_decorator.evaluation import VALIDATION, run_episodes
+from policy_decorator.experiments import bases, strangers
+from policy_decorator.experiments.bases import BASES, PEG, BaseConfig, make_base
+from policy_decorator.memory import ask
+
+TOY = replace(PEG, task="toy/reach", episodes=100, noise=0.3, training=ImitateConfig(steps=600, batch_size=64, lr=1e-3))
+
+
+@pytest.fixture
+def base(monkeypatch: pytest.MonkeyPatch) -> BaseConfig:
+    monkeypatch.setitem(BASES, "toy", TOY)
+    monkeypatch.setitem(BASES, "toy-served", replace(TOY, served=True))
+    monkeypatch.setitem(BASES, "toy-sb3", replace(TOY, policy="sb3"))
+    monkeypatch.setattr(strangers, "STEPS", 600)
+    return TOY
+
+
+def _success(policy: object) -> float:
+    return run_episodes(Reach(20), api.load(policy, 2), 40, VALIDATION).rate
+
+
+def test_a_base_is_made_once_and_known_again(base: BaseConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, demos = make_base("toy", 0, tmp_path, tmp_path / "bases")
+    assert _success(made) > 0.5
+    monkeypatch.setattr(bases, "train_base", lambda *_: pytest.fail("trained again"))
+    known, same = make_base("toy", 0, tmp_path, tmp_path / "bases")
+    window = torch.rand(5, 1, 4)
+    torch.testing.assert_close(known.act(window), made.act(window), rtol=0, atol=0)
+    assert (same.actions == demos.actions).all()
+
+
+def test_a_process_of_its_own_answers_as_the_policy_does(base: BaseConfig, tmp_path: Path) -> None:
+    address, _ = make_base("toy-served", 0, tmp_path, tmp_path / "bases")
+    assert address.startswith("ws://")
+    policy, _ = make_base("toy", 0, tmp_path, tmp_path / "bases")
+    window = torch.rand(5, 1, 4)
+    torch.testing.assert_close(ask(api.load(address, 2), window), policy.act(window))
+
+
+def test_a_model_of_stable_baselines3_imitates(base: BaseConfig, tmp_path: Path) -> None:
+    pytest.importorskip("stable_baselines3")
+    model, _ = make_base("toy-sb3", 0, tmp_path, tmp_path / "bases")
+    assert type(model).__name__ == "PPO"
+    assert _success(model) > 0.5
