@@ -93,11 +93,13 @@ SMALL_DIFFUSION = {
     "ddim_steps": 5,
     "standardize_obs": True,
 }
-
-
 DIFFUSION_TRAINING = ImitateConfig(
     steps=8_000, batch_size=256, lr=1e-3, schedule="cosine", weight_decay=1e-6, ema=0.995
 )
+SQUARE = BaseConfig(
+    "robosuite/square", episodes=100, noise=0.1, policy="diffusion", net=SMALL_DIFFUSION, training=DIFFUSION_TRAINING
+)
+TRANSPORT = replace(SQUARE, task="robosuite/transport", net={**SMALL_DIFFUSION, "horizon": 8, "chunk": 8})
 OTHER_KINDS: Mapping[str, Mapping[str, Any]] = {
     "bet": {"policy": "bet", "net": SMALL_BET, "training": ADROIT_TRAINING},
     "rnn": {"policy": "rnn", "training": ImitateConfig(steps=1_500, batch_size=64, lr=1e-3)},
@@ -126,6 +128,7 @@ BASES: Mapping[str, BaseConfig] = {
     f"{PEG.task}:rgb": SEEN,
     f"{PEG.task}:rgb-diffusion": replace(SEEN, policy="diffusion", net=SMALL_DIFFUSION, training=DIFFUSION_TRAINING),
     **{name: other for base in (PEG, DOOR, STACK_CUBE) for name, other in _others(base).items()},
+    **{f"{base.task}-diffusion": base for base in (SQUARE, TRANSPORT)},
 }
 
 

@@ -16,9 +16,12 @@ STEPS: Mapping[str, int] = {
     "adroit/door": 80_000,
     "adroit/pen": 80_000,
     "maniskill/stack-cube": 80_000,
+    "robosuite/square": 100_000,
+    "robosuite/transport": 100_000,
 }
 """Environment steps of every run."""
 OTHERS_ON = (PEG, "adroit/door", "maniskill/stack-cube")
+DPPO_ON = ("robosuite/square", "robosuite/transport")
 FINE_TUNING_ON = ("adroit/door", "adroit/pen")
 
 
@@ -30,25 +33,41 @@ def _entry(task: str, label: str, base: str = "", **settings: Any) -> Entry:
     return Entry(name, label, total_steps=steps, run=run, train=train, **{"preset": "fast", **settings})
 
 
+PPO: Mapping[str, Any] = {"preset": "ppo", "run": {"envs": 8}}
+SHORT_ROLLOUTS = PPOConfig(rollout=100, epochs=10, minibatches=20, clip=0.01, target_kl=1.0)
+"""DPPO's own settings but for rollouts of a quarter of the length: its authors' steps are millions."""
+
+
+def _dppo(task: str, label: str = "DPPO", **run: Any) -> Entry:
+    settings = {**PPO, "run": {**PPO["run"], **run}}
+    return _entry(task, label, base="diffusion", method="dppo", learn={"ppo": SHORT_ROLLOUTS}, **settings)
+
+
 def _others(task: str) -> tuple[Entry, ...]:
     """The comparison set of Sec. 5.2.2 and of App. C and D.3."""
-    ppo: dict[str, Any] = {"preset": "ppo", "run": {"envs": 8}}
     return (
         _entry(task, "Policy Decorator"),
         _entry(task, "Residual RL", method="residual-rl"),
         _entry(task, "JSRL", method="jsrl"),
         _entry(task, "GAIL", method="gail"),
         _entry(task, "FISH", base="vinn", method="fish"),
-        _entry(task, "Policy Decorator, PPO", **ppo),
-        _entry(task, "Residual RL, PPO", method="residual-rl", **ppo),
-        _entry(task, "PPO fine-tuning", method="ppo-finetuning", **ppo),
+        _entry(task, "Policy Decorator, PPO", **PPO),
+        _entry(task, "Residual RL, PPO", method="residual-rl", **PPO),
+        _entry(task, "PPO fine-tuning", method="ppo-finetuning", **PPO),
         _entry(task, "Policy Decorator on Diffusion", base="diffusion"),
-        _entry(task, "DPPO", base="diffusion", method="dppo", learn={"ppo": _SHORT_ROLLOUTS}, **ppo),
+        _dppo(task),
     )
 
 
-_SHORT_ROLLOUTS = PPOConfig(rollout=100, epochs=10, minibatches=20, clip=0.01, target_kl=1.0)
-"""DPPO's own settings but for rollouts of a quarter of the length: its authors' steps are millions."""
+def _with_and_without_end(task: str) -> tuple[Entry, ...]:
+    """Figs. 13 and 14: episodes end at success, or are of a fixed length."""
+    fixed = "fixed length"
+    return (
+        _entry(task, "Policy Decorator", base="diffusion"),
+        _dppo(task),
+        _entry(task, f"Policy Decorator, {fixed}", base="diffusion", run={"ends_at_success": False}),
+        _dppo(task, f"DPPO, {fixed}", ends_at_success=False),
+    )
 
 
 def _fine_tuning(task: str) -> tuple[Entry, ...]:
@@ -92,4 +111,5 @@ BASE_POLICIES = tuple(
 )
 """Policy Decorator on every kind of base policy, of demonstrations of one task."""
 OTHER_METHODS = tuple(entry for task in OTHERS_ON for entry in _others(task))
+DPPO = tuple(entry for task in DPPO_ON for entry in _with_and_without_end(task))
 FINE_TUNING = tuple(entry for task in FINE_TUNING_ON for entry in _fine_tuning(task))

@@ -69,6 +69,7 @@ STUDIES: Mapping[str, tuple[Entry, ...]] = {
     "recipes": recipes.ENTRIES,
     "base-policies": comparisons.BASE_POLICIES,
     "other-methods": comparisons.OTHER_METHODS,
+    "dppo": comparisons.DPPO,
     "fine-tuning": comparisons.FINE_TUNING,
     "adroit": tuple(Entry(base, "Policy Decorator") for base in ("adroit/door", "adroit/pen")),
 }
@@ -77,8 +78,8 @@ STUDIES: Mapping[str, tuple[Entry, ...]] = {
 @dataclass(frozen=True)
 class StudyConfig:
     study: tyro.conf.Positional[str]
-    """demo, controlled-exploration, adroit, recipes, base-policies, other-methods, fine-tuning or
-    bench/learning."""
+    """demo, controlled-exploration, adroit, recipes, base-policies, other-methods, dppo, fine-tuning
+    or bench/learning."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """A run of every entry for each."""
     jobs: int = 1
