@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from sklearn.neighbors import NearestNeighbors
 from policy_decorator.base_policies import build
 from policy_decorator.base_policies.bet import BehaviorTransformer, BeTConfig
 from policy_decorator.base_policies.checkpoint import load_policy, parameter_hash, save_policy
+from policy_decorator.base_policies.diffusion import DiffusionConfig, DiffusionPolicy
 from policy_decorator.base_policies.imitate import ImitateConfig, Imitator, imitate
 from policy_decorator.base_policies.mlp import MLPConfig
+from policy_decorator.base_policies.unet import UNet1D
 from policy_decorator.base_policies.vinn import VINN, QueuedVINN, VINNConfig, build_vinn
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.errors import UserError
@@ -25,7 +28,7 @@ TRAINING = ImitateConfig(steps=20, batch_size=32, lr=1e-3, eval_every=10)
 def _demos() -> Demonstrations:
     rng = np.random.default_rng(0)
     arrays = rng.normal(size=(60, OBS)).astype(np.float32), rng.uniform(-1, 1, (60, ACTION)).astype(np.float32)
-    return Demonstrations("toy", *arrays, np.ones(60, dtype=bool), np.array([25, 20, 15]), np.arange(3), "a test", {})
+    return Demonstrations("toy/reach", *arrays, np.ones(60, dtype=bool), np.array([25, 20, 15]), np.arange(3), "a test", {})
 
 
 def _fitted(**settings: object) -> VINN:
@@ -115,7 +118,7 @@ def test_the_features_of_a_trained_policy_can_be_taken(tmp_path: Path) -> None:
     window = torch.randn(3, 3, OBS)
     assert torch.equal(load_policy(tmp_path / "vinn").act(window), policy.act(window))
     save_policy(build("mlp", OBS, ACTION, MLPConfig(width=4)), tmp_path / "mlp", details={})
-    with pytest.raises(UserError, match="Behavior Transformer"):
+    with pytest.raises(UserError, match="BehaviorTransformer"):
         build_vinn(VINNConfig(encoder=str(tmp_path / "mlp")), OBS, ACTION)
     with pytest.raises(UserError, match="another task"):
         build_vinn(VINNConfig(encoder=str(tmp_path / "bet")), OBS + 1, ACTION)
@@ -171,3 +174,29 @@ def test_what_it_cannot_do_is_said() -> None:
     for wrong in ({"neighbours": 0}, {"representation": "x"}, {"representation": "obs", "encoder": "somewhere"}):
         with pytest.raises(UserError):
             VINNConfig(**wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_features_of_a_diffusion_policy_are_what_modulates_its_u_net(tmp_path: Path) -> None:
+    small = DiffusionConfig(context=2, horizon=4, chunk=2, widths=(8, 16), step_size=8)
+    trained = build("diffusion", OBS, ACTION, small)
+    imitate(trained, _demos(), replace(TRAINING, steps=5))
+    save_policy(trained, tmp_path / "diffusion", details={})
+    policy = build_vinn(VINNConfig(representation="film", encoder=str(tmp_path / "diffusion")), OBS, ACTION)
+    imitate(policy, _demos(), TRAINING)  # there is nothing to train
+    assert isinstance(trained, DiffusionPolicy)
+    assert isinstance(trained.unet, UNet1D)
+    window, block = torch.randn(5, 2, OBS), cast(Any, trained.unet.down[0]).first
+    heard: list[torch.Tensor] = []
+    block.film.register_forward_hook(lambda *args: heard.append(args[-1]))
+    trained.unet(torch.randn(5, 4, ACTION), torch.zeros(5, dtype=torch.long), trained.condition(window))
+    torch.testing.assert_close(policy.features(window), heard[0])
+    assert policy.context == 2
+    assert policy.keys.shape == (60, 16)
+    save_policy(policy, tmp_path / "vinn", details={})
+    loaded = load_policy(tmp_path / "vinn")  # without the folder of the Diffusion Policy
+    assert torch.equal(loaded.act(window), policy.act(window))
+    with pytest.raises(UserError, match="--encoder"):
+        VINNConfig(representation="film")
+    save_policy(build("diffusion", OBS, ACTION, replace(small, network="mlp")), tmp_path / "mlp", details={})
+    with pytest.raises(UserError, match="--network unet"):
+        build_vinn(VINNConfig(representation="film", encoder=str(tmp_path / "mlp")), OBS, ACTION)

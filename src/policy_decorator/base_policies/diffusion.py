@@ -158,6 +158,19 @@ class DiffusionPolicy(nn.Module):
         """What every action is denoised under: (B, To, Do) -> (B, To * Do)."""
         return self.standardize(window).flatten(1)
 
+    @torch.no_grad()
+    def features(self, window: Tensor) -> Tensor:
+        """What modulates the first block of the U-Net at the last denoising step, (B, To, Do) -> (B, E): for VINN.
+
+        Raises:
+            UserError: the network is an MLP, which is not modulated.
+        """
+        if not isinstance(self.unet, UNet1D):
+            raise UserError("Features of a Diffusion Policy are its U-Net's: train one with --network unet.")
+        condition = self.condition(window)
+        step = torch.zeros(len(condition), dtype=torch.long, device=condition.device)
+        return self.unet.modulation(step, condition)
+
     def loss(self, window: Tensor, actions: Tensor) -> Tensor:
         """Mean squared error of the predicted noise. (B, To, Do), (B, Th, Da) -> (), random."""
         noise = torch.randn_like(actions)

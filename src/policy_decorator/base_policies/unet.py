@@ -11,6 +11,7 @@ from Chi et al. 2023 (arXiv 2303.04137), in the form of the code that the paper 
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,3 +108,8 @@ class UNet1D(nn.Module):
         ):  # the outermost level's output is not passed on
             x = upsample(level(torch.cat([x, passed.pop()], dim=1), seen))
         return self.final(x).transpose(1, 2)
+
+    def modulation(self, step: Tensor, condition: Tensor) -> Tensor:
+        """Scales and shifts of the first block, (B,), (B, C) -> (B, 2 * width)."""
+        first: Any = self.down[0]
+        return first.first.film(torch.cat([self.embed(step), condition], dim=-1))

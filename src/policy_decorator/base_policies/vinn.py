@@ -5,24 +5,30 @@ act = sum_i w_i a_i over the k nearest frames i,  w = softmax(-|f(window) - f(fr
 or, with a queue (FISH), the action of the nearest frame that was not used again and again.
 
 from Pari et al. 2021 (arXiv 2112.01511) and Haldar et al. 2023 (FISH, arXiv 2303.01497). As the paper's base policy
-(App. D.4) f is the transformer of a Behavior Transformer, which is trained on the same demonstrations.
+(App. D.4, G.2) f is the transformer of a Behavior Transformer, which is trained on the same demonstrations, or what
+modulates the U-Net of a trained Diffusion Policy (FiLM).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import torch
+import tyro
 from torch import Tensor, nn
 
 from policy_decorator.base_policies.bet import BehaviorTransformer, BeTConfig
+from policy_decorator.base_policies.diffusion import DiffusionConfig, DiffusionPolicy
 from policy_decorator.base_policies.imitate import window_bounds, window_rows
 from policy_decorator.base_policies.mlp import Standardize
+from policy_decorator.disk import from_json
 from policy_decorator.errors import UserError
 from policy_decorator.memory import Remembering
 
 if TYPE_CHECKING:
     from policy_decorator.demos.dataset import Demonstrations
 
+ENCODERS: Mapping[str, type] = {"bet": BehaviorTransformer, "film": DiffusionPolicy}
 AT_ONCE = 4096  # windows whose features are computed together
 
 
@@ -32,12 +38,15 @@ class VINNConfig:
 
     neighbours: int = 5
     """k, frames among which is averaged (VINN: 5) or chosen (FISH: 4)."""
-    representation: Literal["bet", "standardized", "obs"] = "bet"
-    """Where distances are measured: features of a Behavior Transformer, standardised observations, or raw ones."""
+    representation: Literal["bet", "film", "standardized", "obs"] = "bet"
+    """Where distances are measured: features of a Behavior Transformer, what modulates a Diffusion Policy's U-Net,
+    standardised observations, or raw ones."""
     encoder: str | None = None
-    """Folder of a trained Behavior Transformer to take the features from; None trains one."""
+    """Folder of a trained Behavior Transformer (bet; None trains one) or Diffusion Policy (film) to take them from."""
     bet: BeTConfig = field(default_factory=BeTConfig)
     """The Behavior Transformer to train."""
+    diffusion: Annotated[DiffusionConfig | None, tyro.conf.Suppress] = None
+    """The Diffusion Policy of film, as its folder said."""
     queue: int = 0
     """Frames that are exempted from being used again (FISH: 3), instead of averaging; 0: average, without a memory."""
     tolerance: int = 1
@@ -46,12 +55,19 @@ class VINNConfig:
     def __post_init__(self) -> None:
         if isinstance(self.bet, dict):  # as JSON has it
             object.__setattr__(self, "bet", BeTConfig(**self.bet))
+        if isinstance(self.diffusion, dict):
+            object.__setattr__(self, "diffusion", from_json(DiffusionConfig, self.diffusion))
         if self.neighbours < 1 or min(self.queue, self.tolerance) < 0:
             raise UserError(f"VINN needs at least one neighbour, and a queue and tolerance of at least 0, got {self}.")
-        if self.representation not in ("bet", "standardized", "obs"):
-            raise UserError(f"representation must be bet, standardized or obs, got {self.representation!r}.")
-        if self.encoder is not None and self.representation != "bet":
-            raise UserError(f"An encoder is for the representation bet, not {self.representation}: leave out one.")
+        if self.representation not in ("bet", "film", "standardized", "obs"):
+            raise UserError(f"representation must be bet, film, standardized or obs, got {self.representation!r}.")
+        if self.encoder is not None and self.representation not in ENCODERS:
+            raise UserError(f"An encoder is for bet and film, not for {self.representation}: leave out one.")
+        if self.representation == "film" and (self.encoder, self.diffusion) == (None, None):
+            raise UserError(
+                "film takes its features from a trained Diffusion Policy: train one (pidec imitate diffusion) and name "
+                "its folder (--encoder FOLDER)."
+            )
 
 
 class VINN(nn.Module):
@@ -68,14 +84,17 @@ class VINN(nn.Module):
         self.learns = cfg.representation == "bet" and cfg.encoder is None
         """Whether there is anything to train; the database is made of the demonstrations in any case."""
         if cfg.encoder is not None:
-            self.encoder = _trained(cfg.encoder, obs_size, action_size).requires_grad_(False)
-            cfg = replace(cfg, bet=self.encoder.cfg, encoder=None)
+            self.encoder = _trained(cfg, obs_size, action_size).requires_grad_(False)
+            cfg = replace(cfg, encoder=None, **{_FIELD[cfg.representation]: self.encoder.cfg})
+        elif cfg.diffusion is not None:
+            self.encoder = DiffusionPolicy(cfg.diffusion, obs_size, action_size)
         elif cfg.representation == "bet":
             self.encoder = BehaviorTransformer(cfg.bet, obs_size, action_size)
         elif cfg.representation == "standardized":
             self.encoder = Standardize(obs_size)
         self.cfg = cfg
-        size = cfg.bet.gpt_output if cfg.representation == "bet" else obs_size
+        with torch.no_grad():
+            size = self.features(torch.zeros(1, self.context, obs_size)).shape[1]
         self.register_buffer("keys", torch.zeros(0, size))  # (N, E) features of the demonstrated frames
         self.register_buffer("actions", torch.zeros(0, action_size))  # (N, Da)
         self.seen: tuple[Tensor, Tensor] | None = None  # the demonstrations' frames (N, Do), and episodes' lengths (E,)
@@ -85,7 +104,7 @@ class VINN(nn.Module):
     @property
     def context(self) -> int:
         """To: frames it looks at."""
-        return self.cfg.bet.context if self.cfg.representation == "bet" else 1
+        return getattr(self.encoder, "context", 1)
 
     @property
     def chunk(self) -> int:
@@ -94,7 +113,7 @@ class VINN(nn.Module):
 
     def features(self, window: Tensor) -> Tensor:
         """(B, To, Do) -> (B, E)."""
-        if isinstance(self.encoder, BehaviorTransformer):
+        if isinstance(self.encoder, BehaviorTransformer | DiffusionPolicy):
             return self.encoder.features(window)
         return self.encoder(window[:, -1])
 
@@ -203,15 +222,20 @@ def build_vinn(cfg: VINNConfig, obs_size: int, action_size: int) -> VINN:
     return (QueuedVINN if cfg.queue else VINN)(cfg, obs_size, action_size)
 
 
-def _trained(folder: str, obs_size: int, action_size: int) -> BehaviorTransformer:
-    """Raises UserError where the folder holds no Behavior Transformer of these sizes."""
+_FIELD = {"bet": "bet", "film": "diffusion"}
+"""Representation -> the field of the config that says how its encoder is built."""
+
+
+def _trained(cfg: VINNConfig, obs_size: int, action_size: int) -> Any:
+    """The encoder. Raises UserError where the folder holds none of this representation and of these sizes."""
     from policy_decorator.base_policies.checkpoint import load_policy  # knows this policy too
 
-    policy = load_policy(folder)
-    if not isinstance(policy, BehaviorTransformer):
-        raise UserError(f"The encoder {folder} is a {type(policy).__name__}: VINN takes a Behavior Transformer (bet).")
+    policy, wanted = load_policy(str(cfg.encoder)), ENCODERS[cfg.representation]
+    if not isinstance(policy, wanted):
+        kind = type(policy).__name__
+        raise UserError(f"The encoder {cfg.encoder} is a {kind}: {cfg.representation} takes a {wanted.__name__}.")
     if (policy.obs_size, policy.action_size) != (obs_size, action_size):
         raise UserError(
-            f"The encoder {folder} was trained on another task: its sizes are not {obs_size}, {action_size}."
+            f"The encoder {cfg.encoder} was trained on another task: its sizes are not {obs_size}, {action_size}."
         )
     return policy
