@@ -15,6 +15,7 @@ from policy_decorator.base_policies.checkpoint import load_policy, parameter_has
 from policy_decorator.base_policies.imitate import ImitateConfig, imitate
 from policy_decorator.base_policies.mlp import MLPConfig
 from policy_decorator.base_policies.seeing import CNNConfig, SeeingPolicy
+from policy_decorator.base_policies.vinn import VINNConfig
 from policy_decorator.cli import main
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.demos.record import record_expert
@@ -177,3 +178,37 @@ def test_commands(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = ["demos", "toy/reach", *again[2:], "--out", str(recorded / "no.h5"), "--quiet"]
     assert main(wrong) != 0
     assert "looks at" in capsys.readouterr().err
+
+
+def test_vinn_sees_through_the_eyes_of_a_trained_policy(demos: Demonstrations, tmp_path: Path) -> None:
+    trained = cnn()
+    imitate(trained, demos, ImitateConfig(steps=150, batch_size=128, lr=1e-3, eval_every=10_000))
+    save_policy(trained, tmp_path / "cnn", details={})
+    cfg = VINNConfig(representation="eyes", encoder=str(tmp_path / "cnn"), neighbours=1)
+    policy = build("vinn", 2, 2, cfg, shapes=SHAPES)
+    imitate(policy, demos, ImitateConfig(steps=10))
+    assert isinstance(policy, SeeingPolicy)
+    assert parameter_hash(policy.encoder) == parameter_hash(trained.encoder)
+    shown: Any = {name: torch.from_numpy(x) for name, x in demos.frames(slice(40, 50)).items()}
+    windows = together({name: x[:, None] for name, x in shown.items()}, ndim=2)
+    torch.testing.assert_close(policy.act(windows)[:, 0], torch.from_numpy(demos.actions[40:50]))  # its own neighbour
+    windows["rgb"].copy_(windows["rgb"].flip(0))  # other pictures, other neighbours
+    assert not torch.equal(policy.act(windows)[:, 0], torch.from_numpy(demos.actions[40:50]))
+    save_policy(policy, tmp_path / "vinn", details={})
+    loaded = load_policy(tmp_path / "vinn")
+    assert torch.equal(loaded.act(windows), policy.act(windows))
+
+
+def test_vinn_with_nobodys_eyes_is_refused(demos: Demonstrations, tmp_path: Path) -> None:
+    save_policy(build("mlp", 2, 2, MLPConfig(width=4)), tmp_path / "mlp", details={})
+    for cfg, says in (
+        (VINNConfig(), "--representation eyes"),
+        (VINNConfig(representation="eyes", queue=3, neighbours=4), "no queue"),
+        (VINNConfig(representation="eyes", encoder=str(tmp_path / "mlp")), "sees no pictures"),
+    ):
+        with pytest.raises(UserError, match=says):
+            build("vinn", 2, 2, cfg, shapes=SHAPES)
+    with pytest.raises(UserError, match="--encoder FOLDER"):
+        build("vinn", 2, 2, VINNConfig(representation="eyes"), shapes=SHAPES).fit_statistics(demos)
+    with pytest.raises(UserError, match=":rgb"):
+        build("vinn", 4, 2, VINNConfig(representation="eyes"))

@@ -28,7 +28,9 @@ TRAINING = ImitateConfig(steps=20, batch_size=32, lr=1e-3, eval_every=10)
 def _demos() -> Demonstrations:
     rng = np.random.default_rng(0)
     arrays = rng.normal(size=(60, OBS)).astype(np.float32), rng.uniform(-1, 1, (60, ACTION)).astype(np.float32)
-    return Demonstrations("toy/reach", *arrays, np.ones(60, dtype=bool), np.array([25, 20, 15]), np.arange(3), "a test", {})
+    return Demonstrations(
+        "toy/reach", *arrays, np.ones(60, dtype=bool), np.array([25, 20, 15]), np.arange(3), "a test", {}
+    )
 
 
 def _fitted(**settings: object) -> VINN:

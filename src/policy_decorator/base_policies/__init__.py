@@ -14,6 +14,7 @@ from policy_decorator.base_policies.imitate import ImitateConfig, Imitator
 from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
 from policy_decorator.base_policies.rnn import RecurrentPolicy, RNNConfig
 from policy_decorator.base_policies.seeing import CNNConfig, SeeingPolicy
+from policy_decorator.base_policies.seeing_vinn import SeeingVINN
 from policy_decorator.base_policies.vinn import VINNConfig, build_vinn
 from policy_decorator.encoders import EncoderConfig, Shapes
 from policy_decorator.errors import UserError, lookup
@@ -33,7 +34,9 @@ class PolicyEntry:
     training: ImitateConfig = field(default_factory=ImitateConfig)
     """How it is trained unless one says otherwise."""
     eyes: Literal["may", "must", "cannot"] = "may"
-    """Whether it can stand behind an encoder of pictures (`SeeingPolicy`), or has to."""
+    """Whether it can stand behind an encoder of pictures, or has to."""
+    seeing: type[SeeingPolicy] = SeeingPolicy
+    """What it is behind one."""
 
 
 DIFFUSION_TRAINING = ImitateConfig(
@@ -70,7 +73,7 @@ POLICIES: dict[str, PolicyEntry] = {
         eyes="cannot",
     ),
     "vinn": PolicyEntry(
-        "vinn", "VINN: the actions of the nearest demonstrated frames.", VINNConfig, build_vinn, eyes="cannot"
+        "vinn", "VINN: the actions of the nearest demonstrated frames.", VINNConfig, build_vinn, seeing=SeeingVINN
     ),
 }
 
@@ -103,4 +106,4 @@ def build(
     if entry.eyes == "cannot":
         able = ", ".join(sorted(other.name for other in POLICIES.values() if other.eyes != "cannot"))
         raise UserError(f"{name} cannot look at pictures. Those that can: {able}.")
-    return SeeingPolicy(cfg, obs_size, action_size, entry.build, shapes, eyes or EncoderConfig())
+    return entry.seeing(cfg, obs_size, action_size, entry.build, shapes, eyes or EncoderConfig())

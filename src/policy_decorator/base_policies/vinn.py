@@ -38,11 +38,12 @@ class VINNConfig:
 
     neighbours: int = 5
     """k, frames among which is averaged (VINN: 5) or chosen (FISH: 4)."""
-    representation: Literal["bet", "film", "standardized", "obs"] = "bet"
+    representation: Literal["bet", "film", "eyes", "standardized", "obs"] = "bet"
     """Where distances are measured: features of a Behavior Transformer, what modulates a Diffusion Policy's U-Net,
-    standardised observations, or raw ones."""
+    the CNN of a policy that sees pictures, standardised observations, or raw ones."""
     encoder: str | None = None
-    """Folder of a trained Behavior Transformer (bet; None trains one) or Diffusion Policy (film) to take them from."""
+    """Folder of a trained Behavior Transformer (bet; None trains one), Diffusion Policy (film) or policy that
+    sees (eyes) to take them from."""
     bet: BeTConfig = field(default_factory=BeTConfig)
     """The Behavior Transformer to train."""
     diffusion: Annotated[DiffusionConfig | None, tyro.conf.Suppress] = None
@@ -59,10 +60,12 @@ class VINNConfig:
             object.__setattr__(self, "diffusion", from_json(DiffusionConfig, self.diffusion))
         if self.neighbours < 1 or min(self.queue, self.tolerance) < 0:
             raise UserError(f"VINN needs at least one neighbour, and a queue and tolerance of at least 0, got {self}.")
-        if self.representation not in ("bet", "film", "standardized", "obs"):
-            raise UserError(f"representation must be bet, film, standardized or obs, got {self.representation!r}.")
-        if self.encoder is not None and self.representation not in ENCODERS:
-            raise UserError(f"An encoder is for bet and film, not for {self.representation}: leave out one.")
+        if self.representation not in ("bet", "film", "eyes", "standardized", "obs"):
+            raise UserError(
+                f"representation must be bet, film, eyes, standardized or obs, got {self.representation!r}."
+            )
+        if self.encoder is not None and self.representation not in (*ENCODERS, "eyes"):
+            raise UserError(f"An encoder is for bet, film and eyes, not for {self.representation}: leave out one.")
         if self.representation == "film" and (self.encoder, self.diffusion) == (None, None):
             raise UserError(
                 "film takes its features from a trained Diffusion Policy: train one (pidec imitate diffusion) and name "
@@ -218,7 +221,9 @@ class QueuedVINN(Remembering, VINN):
 
 
 def build_vinn(cfg: VINNConfig, obs_size: int, action_size: int) -> VINN:
-    """With a memory where there is a queue to remember."""
+    """With a memory where there is a queue to remember. Raises UserError: eyes, and nothing to see."""
+    if cfg.representation == "eyes":
+        raise UserError("The representation eyes is for pictures: take a task that shows some (task:rgb).")
     return (QueuedVINN if cfg.queue else VINN)(cfg, obs_size, action_size)
 
 
