@@ -30,8 +30,8 @@ def _shown(n: int = 40) -> Demonstrated:
 
 
 def _build(small: Any, base: nn.Module, **given: Any) -> Adversarial:
-    problem = Problem(Reach(4), cast(Any, base), 4, (1, 2), 1000, 100, **{"demonstrated": _shown()} | given)
-    return cast(Adversarial, METHODS["dac"].build(settings_of("dac", small), problem))
+    problem = Problem(Reach(4), cast(Any, base), 4, (1, 2), 1000, 100, demonstrated=_shown())
+    return cast(Adversarial, METHODS["dac"].build(settings_of("dac", small), replace(problem, **given)))
 
 
 def _collect(run: Adversarial, decisions: int) -> None:

@@ -166,7 +166,7 @@ def test_cal_ql_goes_on_online_from_what_it_learned_offline() -> None:
 
 def test_dapg_follows_demonstrations_and_its_own_gains() -> None:
     dapg = DAPGConfig(rollout=32, demo_weight=1.0, demo_decay=1.0, value_epochs=2)
-    online = {"envs": 16, "warmup_steps": 0}
+    online: dict[str, Any] = {"envs": 16, "warmup_steps": 0}
     alone = settings("dapg", offline_updates=0, dapg=dapg)
     assert success(learned("dapg", alone, expert(60), 10_000, **online)) > 0.3  # demo_weight = 0: 0.05
     cloned = settings("dapg", offline_updates=400, dapg=replace(dapg, demo_weight=0.1, demo_decay=0.95))
