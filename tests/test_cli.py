@@ -96,6 +96,21 @@ def run_copy(made: Made, tmp_path: Path) -> Path:
 # ---- from demonstrations to a report --------------------------------------------------------------------------
 
 
+def test_demonstrations_and_failures_are_given_together(made: Made, tmp_path: Path) -> None:
+    """Rung A of App. F.3."""
+    failed, run = tmp_path / "rollouts.h5", tmp_path / "run"
+    own = ["--from-policy", made.base, "--keep-failures", "--episodes", "4", "--quiet"]
+    assert pidec("demos", TASK, "--out", failed, *own).code == 0
+    rung = words("--method cal-ql --online conservative --offline-data all --n-step 1 --offline-updates 4 --json")
+    short = words(" ".join(SHORT).replace("--horizon 100", ""))
+    result = pidec("refine", "--policy", made.base, "--demos", made.demos, failed, "--out", run, *short, *rung)
+    assert result.code == 0, result.err
+    kept = Demonstrations.load(run / "demos.h5")
+    assert kept.episodes == 24
+    assert [part["episodes"] for part in kept.details["joined"]] == [20, 4]
+    assert result.value["offline_updates"] == 4
+
+
 def test_demos_are_recorded_on_seeds_of_their_own(made: Made) -> None:
     demos = Demonstrations.load(made.demos)
     assert made.told["demos"]["episodes"] == demos.episodes == 20
@@ -324,6 +339,7 @@ REFUSED = [
     ("refine --policy {base} --task toy/reach --demos {demos} --out r", "not of 'toy/reach'"),
     ("refine --policy {base} --method residual-rl --bound 0.2", "residual-rl has no --bound"),
     ("refine --policy {base} --demo-share 0.5", "give --demos too"),
+    ("refine --policy {base} --demos {demos} {demos} --out r", "named twice"),
     ("refine --policy {base} --total-steps 5000", "nothing is learned"),
     ("refine --policy {base} --envs 0", "--envs must be at least 1"),
     ("refine --policy {base} --gamma 1.5", "--gamma must be in [0, 1]"),

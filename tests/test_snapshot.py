@@ -163,7 +163,7 @@ def test_with_a_switch_on_too(name: str, tmp_path: Path, make_config: MakeConfig
     assert _outcome(tmp_path / "off")["metrics"] != _outcome(tmp_path / "whole")["metrics"]  # it does something
 
 
-@pytest.mark.parametrize("method", ["gail", "fish", "rot"])
+@pytest.mark.parametrize("method", ["gail", "dac", "fish", "rot"])
 def test_a_reward_that_is_learned_or_computed_goes_on(
     method: str, tmp_path: Path, make_config: MakeConfig, noisy: nn.Module
 ) -> None:

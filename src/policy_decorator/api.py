@@ -1,7 +1,7 @@
 """The Python interface: `decorate` a policy, or put `@policy_decorator(...)` on a function."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,7 +14,7 @@ from policy_decorator.base_policies.checkpoint import load_policy, save_policy
 from policy_decorator.base_policies.external import as_policy
 from policy_decorator.base_policies.imitate import Imitator
 from policy_decorator.base_policies.places import from_place, is_place
-from policy_decorator.demos.dataset import Demonstrations, check
+from policy_decorator.demos.dataset import Demonstrations, check, joined
 from policy_decorator.disk import to_json
 from policy_decorator.envs import get_task
 from policy_decorator.errors import UserError
@@ -39,7 +39,7 @@ def decorate(
     preset: str = "quick",
     method: str = RefineConfig.method,
     seed: int = 0,
-    demos: Demonstrations | str | Path | None = None,
+    demos: Demonstrations | str | Path | Sequence[str | Path] | None = None,
     out: str | Path | None = None,
     progress: bool = False,
     **run_options: Any,
@@ -56,7 +56,7 @@ def decorate(
         total_steps: environment steps in all.
         preset: "quick" or "paper" (`pidec list presets`): everything that is not given.
         method: how it is learned (`pidec list methods`).
-        demos: demonstrations of the task, whose statistics standardise what the residual sees.
+        demos: demonstrations of the task, whose statistics standardise what the residual sees; of several files all.
         out: a new run folder for metrics, checkpoints and the report; None leaves nothing on disk.
         progress: show bars with an ETA on stderr.
         run_options: `overwrite`, `resume`, `force` and `config`, see `run`.
@@ -82,7 +82,7 @@ def run(
     config: RefineConfig,
     policy: Any,
     *,
-    demos: Demonstrations | str | Path | None = None,
+    demos: Demonstrations | str | Path | Sequence[str | Path] | None = None,
     out: str | Path | None = None,
     display: Display | None = None,
     overwrite: bool = False,
@@ -105,8 +105,7 @@ def run(
     base = load(policy, task.action_size, device_of(config))
     if saveable(base):
         cast(nn.Module, base).to(device_of(config))  # a policy of the user's stays where it is
-    if isinstance(demos, str | Path):
-        demos = Demonstrations.load(demos)
+    demos = None if demos is None else gathered(demos)
     if demos is not None:
         check(demos, task)
     if not resume:
@@ -124,6 +123,20 @@ def run(
             film(task, folder.path, comparison, display)
             write_report(folder.path)
     return refined
+
+
+def gathered(demos: Demonstrations | str | Path | Sequence[str | Path]) -> Demonstrations:
+    """From one file or several.
+
+    Raises:
+        UserError: a file that cannot be read or is named twice, other tasks or sizes than the first one's.
+    """
+    if isinstance(demos, Demonstrations):
+        return demos
+    paths = [Path(x) for x in ((demos,) if isinstance(demos, str | Path) else demos)]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UserError(f"A file of demonstrations is named twice: {', '.join(map(str, paths))}.")
+    return joined([Demonstrations.load(path) for path in paths])
 
 
 def _keep_inputs(folder: Path, config: RefineConfig, base: AnyPolicy, demos: Demonstrations | None) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from policy_decorator.demos.dataset import Demonstrations, check
+from policy_decorator.demos.dataset import Demonstrations, check, joined
 from policy_decorator.demos.episode import Episode, gather
 from policy_decorator.demos.record import record, record_expert, record_policy
 from policy_decorator.envs.task import Task
@@ -174,6 +174,40 @@ def test_load_says_what_is_wrong(tmp_path: Path) -> None:
         file["lengths"][0] = 2
     with pytest.raises(UserError, match="do not fit together"):
         Demonstrations.load(path)
+
+
+def test_joined_episodes_lie_one_after_the_other(tmp_path: Path) -> None:
+    one, two = some((3, 1)), replace(some((2,)), source="elsewhere", details={"noise": 0.5})
+    both = joined([one, two])
+    assert both.lengths.tolist() == [3, 1, 2]
+    for name in ("observations", "actions", "success", "seeds"):
+        assert np.array_equal(getattr(both, name), np.concatenate([getattr(one, name), getattr(two, name)]))
+    assert both.source == f"{one.source} and elsewhere"
+    assert [part["episodes"] for part in both.details["joined"]] == [2, 1]
+    assert both.details["joined"][1]["details"] == {"noise": 0.5}
+    both.save(tmp_path / "both.h5")
+    assert Demonstrations.load(tmp_path / "both.h5").details == both.details
+    assert joined([one]) is one
+
+
+def test_joined_with_pictures() -> None:
+    one = some((2,))
+    rgb = np.arange(2 * 3 * 2 * 2, dtype=np.uint8).reshape(2, 3, 2, 2)
+    one = replace(one, pictures={"rgb": rgb})
+    assert np.array_equal(joined([one, one]).pictures["rgb"], np.concatenate([rgb, rgb]))
+
+
+def test_what_does_not_belong_together_is_not_joined() -> None:
+    one = some((3, 1))
+    with pytest.raises(UserError, match="of one task"):
+        joined([one, replace(one, task="another")])
+    with pytest.raises(UserError, match="cannot be joined"):
+        joined([one, replace(one, observations=one.observations[:, :-1])])
+    rgb = np.zeros((4, 3, 2, 2), np.uint8)
+    with pytest.raises(UserError, match="cannot be joined"):
+        joined([one, replace(one, pictures={"rgb": rgb})])
+    with pytest.raises(UserError, match="no demonstrations"):
+        joined([])
 
 
 def test_check_refuses_what_cannot_be_learned_from() -> None:

@@ -1,5 +1,6 @@
 """The natural gradient against a dense Fisher matrix, the sum it follows against a loop, and its step's size."""
 
+import math
 from typing import Any
 
 import pytest
@@ -114,3 +115,43 @@ def test_cloning_learns_the_mean_and_leaves_the_spread() -> None:
     assert (cloning.updates, learner.updates) == (400, 0)
     assert torch.equal(spread, learner.actor.net.head.bias[0, :, DA:])
     assert torch.equal(weights, learner.actor.net.head.weight[0, DA:])
+
+
+def test_the_divergence_between_two_policies_is_the_gaussians() -> None:
+    """Sum over dimensions of log(s2 / s1) + (s1^2 + (m1 - m2)^2) / (2 s2^2) - 1/2, around tanh of the means."""
+    learner, obs = _learner(None), torch.randn(5, DO)
+    before = tuple(x.detach() for x in learner.actor.gaussian(obs))
+    assert learner.divergence(obs).item() == pytest.approx(0, abs=1e-7)
+    with torch.no_grad():
+        for p in learner.actor.parameters():
+            p += 0.1 * torch.randn_like(p)
+    after = tuple(x.detach() for x in learner.actor.gaussian(obs))
+    (m1, l1), (m2, l2) = before, after
+    total = 0.0
+    for i in range(5):
+        for k in range(DA):
+            s1, s2 = math.exp(l1[i, k].item()), math.exp(l2[i, k].item())
+            away = math.tanh(m1[i, k].item()) - math.tanh(m2[i, k].item())
+            total += (math.log(s2 / s1) + (s1**2 + away**2) / (2 * s2**2) - 0.5) / 5
+    assert learner._moved((before[0], before[1]), obs).item() == pytest.approx(total, rel=1e-3)
+
+
+def test_the_value_function_learns_its_goals() -> None:
+    learner = _learner(None, value_epochs=300, value_batch=16)
+    seen = torch.randn(32, DO)
+    goal = 2 * seen[:, 0]
+    error = lambda: ((learner.values(seen) - goal) ** 2).mean().item()  # noqa: E731
+    first = error()
+    learner._fit(seen, goal)
+    assert error() < 0.3 * first
+    one = _learner(None, value_epochs=1, value_batch=64)
+    expected = sum((one.values(seen[i : i + 1]).item() - goal[i].item()) ** 2 for i in range(32)) / 32
+    assert one._fit(seen, goal)["loss/critic"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_cloning_is_a_mean_square() -> None:
+    learner, shown = _learner(None), new_batch(4)
+    modes = [torch.tanh(learner.actor.gaussian(shown.obs[i : i + 1])[0])[0].tolist() for i in range(4)]
+    raw = shown.raw.flatten(1).tolist()
+    expected = sum((m - a) ** 2 for x, y in zip(modes, raw, strict=True) for m, a in zip(x, y, strict=True)) / (4 * DA)
+    assert learner.clone(shown)["loss/cloning"].item() == pytest.approx(expected, rel=1e-4)

@@ -191,6 +191,62 @@ def test_gradients_of_the_policys_loss_are_finite_differences(make: Any) -> None
         assert slope[index].item() == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4, abs=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("make", "loss", "learns"),
+    [
+        (_iql, "value_loss", "value"),
+        (_iql, "critic_loss", "critic"),
+        (_iql, "actor_loss", "actor"),
+        (_awac, "critic_loss", "critic"),
+        (_awac, "actor_loss", "actor"),
+    ],
+)
+def test_a_loss_reaches_the_network_that_it_is_of_and_no_other(make: Any, loss: str, learns: str) -> None:
+    learner, b = make(), new_batch()
+    learner.target.requires_grad_(True)
+    found = getattr(learner, loss)(b)
+    value = found if loss == "value_loss" else found[0]
+    for name in ("actor", "critic", "value", "target"):
+        if hasattr(learner, name):
+            params = list(getattr(learner, name).parameters())
+            grads = torch.autograd.grad(value, params, allow_unused=True, retain_graph=True)
+            assert any(g is not None for g in grads) is (name == learns), name
+
+
+def _double(learner: Any, b: Any) -> Any:
+    """Both in double precision, in place; the batch."""
+    for name in ("actor", "critic", "value", "target"):
+        if hasattr(learner, name):
+            getattr(learner, name).double()
+    return type(b)(*(x.double() for x in b))
+
+
+@pytest.mark.parametrize(
+    ("make", "loss", "learns"),
+    [(_iql, "value_loss", "value"), (_iql, "critic_loss", "critic"), (_awac, "critic_loss", "critic")],
+)
+def test_gradients_of_values_are_finite_differences(make: Any, loss: str, learns: str) -> None:
+    learner = make()
+    b = _double(learner, new_batch())
+
+    def value() -> Tensor:
+        torch.manual_seed(5)  # AWAC draws next actions
+        found = getattr(learner, loss)(b)
+        return found if loss == "value_loss" else found[0]
+
+    parameter = getattr(learner, learns).net.first.weight
+    (slope,) = torch.autograd.grad(value(), parameter)
+    largest = slope.abs().flatten().topk(3).indices
+    flat = parameter.data.view(-1)
+    for k in largest.tolist():
+        values = []
+        for sign in (1, -2):
+            flat[k] += sign * 1e-6
+            values.append(value().item())
+        flat[k] += 1e-6
+        assert slope.flatten()[k].item() == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-4)
+
+
 @pytest.mark.parametrize("make", [_iql, _awac])
 def test_an_update_moves_every_network_and_the_target_follows(make: Any) -> None:
     learner, b = make(), new_batch()

@@ -53,8 +53,8 @@ class Options:
     """The run; what is not given is the preset's."""
     preset: str = "quick"
     """Where the defaults come from (pidec list presets)."""
-    demos: Path | None = None
-    """Demonstrations of the task, whose statistics standardise what the residual sees."""
+    demos: tuple[Path, ...] = ()
+    """Demonstrations of the task, whose statistics standardise what the residual sees: one file or several."""
     out: Path | None = None
     """New run folder; None: runs/<task>-<method>-<seed>."""
     resume: Switch = False
@@ -100,7 +100,7 @@ def run(options: Options) -> Answer:
     how: dict[str, Any] = {"resume": options.resume, "overwrite": options.overwrite, "force": options.force}
     before = _identity(out)
     try:
-        refined = api.run(config, base, demos=options.demos, out=out, display=shown, **how)
+        refined = api.run(config, base, demos=options.demos or None, out=out, display=shown, **how)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(how_to_go_on(out)) from None
     except UserError:

@@ -20,7 +20,7 @@ Of tasks that show images, `observations` are the states beside them, and there 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,35 @@ class Demonstrations:
             raise UserError(f"{path} is damaged ({error}). Record the demonstrations again.") from error
         task, source = attributes["task"], attributes["source"]
         return cls(task=task, source=source, details=details, pictures=pictures, **arrays)
+
+
+def joined(parts: Sequence[Demonstrations]) -> Demonstrations:
+    """The episodes of all `parts`, in their order; of each its source and details are kept.
+
+    Raises:
+        UserError: none, of different tasks, or of other sizes or pictures than the first.
+    """
+    if not parts:
+        raise UserError("There are no demonstrations to join.")
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    for other in parts[1:]:
+        if other.task != first.task:
+            raise UserError(
+                f"Demonstrations of {first.task!r} and of {other.task!r} cannot be joined: give those of one task."
+            )
+        sizes = [(d.obs_size, d.action_size, {k: x.shape[1:] for k, x in d.pictures.items()}) for d in (first, other)]
+        if sizes[0] != sizes[1]:
+            raise UserError(
+                f"Demonstrations of {first.task!r} cannot be joined: they have observations, actions and pictures of "
+                f"{sizes[0]} ({first.source}) and {sizes[1]} ({other.source})."
+            )
+    columns = {name: np.concatenate([getattr(d, name) for d in parts]) for name in storage.ARRAYS}
+    pictures = {name: np.concatenate([d.pictures[name] for d in parts]) for name in first.pictures}
+    origin = [{"source": d.source, "episodes": d.episodes, "details": d.details} for d in parts]
+    source = " and ".join(dict.fromkeys(d.source for d in parts))
+    return Demonstrations(first.task, **columns, source=source, details={"joined": origin}, pictures=pictures)
 
 
 def check(demos: Demonstrations, task: Task) -> None:

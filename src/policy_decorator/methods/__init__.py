@@ -10,6 +10,7 @@ from policy_decorator.methods import (
     awac,
     cal_ql,
     cql,
+    dac,
     dapg,
     dppo,
     fish,
@@ -97,6 +98,7 @@ METHODS: Mapping[str, MethodEntry] = {
             gail.Config,
             gail.build,
         ),
+        MethodEntry("dac", "TD3 from scratch, rewarded as gail; the end's value is learned", dac.Config, dac.build),
         MethodEntry(
             "fish",
             "a residual at once, rewarded by optimal transport to the demonstrations instead of success",

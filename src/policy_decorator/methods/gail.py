@@ -42,7 +42,9 @@ class Config(OffPolicyConfig):
         if self.learner == "ppo":
             raise UserError("gail learns with sac or td3.")
         if self.sac.gamma >= 1:
-            raise UserError("gail needs a gamma below 1: behind the end of an episode its reward goes on for ever.")
+            raise UserError(
+                "A discriminator's reward needs a gamma below 1: behind the end of an episode it goes on for ever."
+            )
 
     @property
     def asks_about_demonstrations(self) -> bool:
@@ -104,13 +106,19 @@ class Adversarial(Run):
         }
 
 
+def judge_of(cfg: Config, p: Problem) -> Judge:
+    """The discriminator of a problem, untrained."""
+    judge = Judge(Discriminator(p.obs_size + 1, p.action_size, cfg.discriminator, p.device))
+    if p.obs_statistics is not None:
+        judge.d.standardize.set(*p.obs_statistics)
+    return judge
+
+
 def build(cfg: Config, p: Problem) -> Run:
     """Raises UserError: no demonstrations, a task with pictures."""
     refuse_pictures("gail", p)
     shown = p.demonstrations_for("gail")
-    judge = Judge(Discriminator(p.obs_size + 1, p.action_size, cfg.discriminator, p.device))
-    if p.obs_statistics is not None:
-        judge.d.standardize.set(*p.obs_statistics)
+    judge = judge_of(cfg, p)
     single = replace(cfg, n_step=1, demo_share=0.0, demo_share_end=None, demo_share_steps=None)
     run = from_scratch("gail", single, p)
     own = replace(shown, base=torch.zeros_like(shown.base))  # not a correction of the base's action

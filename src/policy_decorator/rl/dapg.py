@@ -1,7 +1,6 @@
 """Demonstration-augmented policy gradient (arXiv:1709.10087): a natural gradient that also imitates, ever less.
 
-    g = mean of A grad log pi over own decisions and w grad log pi over demonstrated ones,  w = lambda_0 lambda_1^k
-    g = mean of A grad log pi over own decisions, and of w grad log pi over demonstrated ones,  w = lambda_0 lambda_1^k
+    g = mean of A grad log pi of own decisions and w grad log pi of demonstrated ones together,  w = lambda_0 lambda_1^k
 
 A are normalised advantages, k counts rounds. As in the released code the demonstrations' weight is not multiplied by
 the largest advantage, as the paper's Eq. 5 says.
