@@ -21,6 +21,7 @@ from policy_decorator.methods import (
     residual_rl,
     rlpd,
     rot,
+    sac_lora,
     sacfd,
 )
 from policy_decorator.methods.off_policy import OffPolicyConfig
@@ -71,6 +72,12 @@ METHODS: Mapping[str, MethodEntry] = {
             "the base itself (mlp, bet): PPO on all of its parameters",
             ppo_finetuning.Config,
             ppo_finetuning.build,
+        ),
+        MethodEntry(
+            "sac-lora",
+            "the Behavior Transformer itself: SAC on its offsets, by LoRA",
+            sac_lora.Config,
+            sac_lora.build,
         ),
         MethodEntry(
             "rlpd",
