@@ -11,6 +11,7 @@ from policy_decorator.methods import (
     cal_ql,
     cql,
     dapg,
+    dipo,
     dppo,
     fish,
     gail,
@@ -78,6 +79,12 @@ METHODS: Mapping[str, MethodEntry] = {
             "the Behavior Transformer itself: SAC on its offsets, by LoRA",
             sac_lora.Config,
             sac_lora.build,
+        ),
+        MethodEntry(
+            "dipo",
+            "the Diffusion Policy itself: actions improved by the critics' gradient, imitated by LoRA",
+            dipo.Config,
+            dipo.build,
         ),
         MethodEntry(
             "rlpd",

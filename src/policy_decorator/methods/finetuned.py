@@ -6,7 +6,9 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor
 
+from policy_decorator.chunks import unqueued
 from policy_decorator.decorator import DecoratedPolicy
+from policy_decorator.errors import UserError
 from policy_decorator.memory import RowMemory, ask, session
 
 ONE = torch.ones((), dtype=torch.int64)
@@ -47,6 +49,19 @@ class Opened(FineTuned):
         steps = self.counts.read("steps", rows, ONE)
         self.counts.write("steps", rows, steps + base.shape[1])
         return torch.where((steps < self.base_steps).to(base.device)[:, None, None], base, tuned)
+
+
+def diffusion_of(method: str, base: Any) -> Any:
+    """The base, a Diffusion Policy of whole chunks. Raises UserError: it is none, or is asked action by action."""
+    inner = unqueued(base)
+    if not hasattr(inner, "denoising"):
+        raise UserError(
+            f"{method} tunes a Diffusion Policy of this package: train one with `pidec imitate diffusion`, or take the "
+            "method policy-decorator, which asks nothing of its base."
+        )
+    if inner is not base:
+        raise UserError(f"{method} tunes chunks of actions as they are executed: give --decide chunk.")
+    return base
 
 
 def trained(actor: torch.nn.Module) -> str:

@@ -102,7 +102,7 @@ def build(cfg: Config, p: Problem) -> Run:
     how: dict[str, Any] = {"critic_first": cfg.critic_first, "entropy": cfg.entropy}
     run = assemble(
         cfg,
-        p,
+        replace(p, compiled=False, cuda_graphs=False),  # which loss is due is decided in Python
         collector=Collector(
             p.env,
             p.base if first else Nobody(p.chunk, p.base.context),
@@ -118,7 +118,7 @@ def build(cfg: Config, p: Problem) -> Run:
         monitor=Monitor(),
     )
     intake = OwnDecisions(cfg.n_step, cfg.sac.gamma) if first else run.intake
-    return replace(run, intake=intake, update=None, knows=True)  # which loss is due is decided in Python
+    return replace(run, intake=intake, knows=True)
 
 
 def _behavior_transformer(base: Any) -> Any:

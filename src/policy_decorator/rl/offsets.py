@@ -30,6 +30,7 @@ class OffsetActor(Adapted):
     def __init__(self, policy: Any, cfg: LoRAConfig, nets: NetConfig, std: float) -> None:
         super().__init__(policy, policy.lora_layers, cfg)
         self.obs_size, self.action_size = int(policy.obs_size), int(policy.action_size)
+        self.chunk_shape = 1, self.action_size
         self.low, self.high = nets.log_std_min, nets.log_std_max
         self.spread = nn.Linear(policy.cfg.gpt_output, self.action_size)
         nn.init.zeros_(self.spread.weight)
