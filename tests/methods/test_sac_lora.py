@@ -217,7 +217,7 @@ def test_evaluations_after_so_many_updates_and_the_count_of_what_learns(
 def test_a_poor_behavior_transformer_becomes_a_good_one(tmp_path: Path) -> None:
     base = _bet()
     before = {name: x.clone() for name, x in base.state_dict().items()}
-    refined = api.run(_config(4_000), base, out=tmp_path / "run")
+    refined = api.run(_config(5_000), base, out=tmp_path / "run")
     assert refined.summary["base_success"] < 0.5
     assert refined.summary["refined_success"] > 0.8
     assert refined.summary["base_queries"] == 0
