@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -34,6 +34,7 @@ from policy_decorator.evaluation import (
 from policy_decorator.hardware import compiles, device_of, uses_cuda_graphs, workers_of
 from policy_decorator.memory import AnyPolicy, ask, session
 from policy_decorator.methods import METHODS, OffPolicyConfig, Problem, policy_decorator
+from policy_decorator.methods.finetuned import FineTuned, trained
 from policy_decorator.methods.on_policy import OnPolicyConfig
 from policy_decorator.progress import Display, Silent
 from policy_decorator.refined import Refined
@@ -135,6 +136,9 @@ class Refinement:
         self.eval_env = self._vector(min(cfg.envs, cfg.eval_episodes))
         self._check_answer()
         self.run = method.build(cfg.learn, self._problem(demos))
+        self._evaluating_at(getattr(cfg.learn, "evaluate_after", ()))
+        if isinstance(self.run.policy, FineTuned):
+            self.display.say(f"Of the {cfg.method} actor's {trained(self._residual)}")
         if cfg.threads == "auto" and self.device.type == "cpu":
             torch.set_num_threads(machine.fastest_threads(self._update_of_a_copy()))
         self.best: dict[str, Any] = {"success": -1.0, "step": 0, "actor": None}
@@ -188,7 +192,7 @@ class Refinement:
         """An update like those of this run, which leaves no trace in it."""
         learner, c = copy.deepcopy(self.run.learner), self.run.collector
         n, offline = self.cfg.learn.sac.batch_size, self.run.offline
-        obs, action = (x[torch.zeros(n, dtype=torch.long)] for x in (c.window[:, -1], c.action))
+        obs, action = (x[torch.zeros(n, dtype=torch.long)] for x in (c.seen(c.window), c.action))
         flat = torch.zeros(n, device=self.device)
         batch = Transition(obs, action, action, flat, flat, flat + 1, obs, action)
         if offline is not None:
@@ -249,6 +253,19 @@ class Refinement:
         if success >= self.best["success"]:
             actor = copy.deepcopy(self._residual.state_dict())
             self.best = {"success": success, "step": self.run.collector.step, "actor": actor}
+
+    def _evaluating_at(self, updates: Collection[int]) -> None:
+        """Let it be evaluated after so many updates too."""
+        update = self.run.update or self.run.learner.update
+
+        def watched(b: Transition) -> dict[str, Tensor]:
+            metrics = update(b)
+            if self.run.learner.updates in updates:
+                self.evaluate()
+            return metrics
+
+        if updates:
+            self.run = dataclasses.replace(self.run, update=watched)
 
     def learn_offline(self) -> None:
         """What is learned before the first environment step, and how far that goes (`eval/offline`)."""

@@ -24,7 +24,7 @@ from policy_decorator.envs.images import frames_of
 from policy_decorator.errors import UserError
 from policy_decorator.memory import AnyPolicy, ask, session
 from policy_decorator.methods.alone import Alone, Takeover
-from policy_decorator.methods.finetuned import FineTuned
+from policy_decorator.methods.finetuned import FineTuned, Opened
 from policy_decorator.methods.jsrl import JumpStarted, Successor
 from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
 from policy_decorator.rl.selection import Selection, ValueSelected
@@ -133,7 +133,8 @@ class Refined:
         save_policy(policy, folder / "policy", details={"task": self.task})
         decide = "step" if self.policy.chunk == 1 else "chunk"
         sight = {"shapes": self.shapes} if self.shapes else {}
-        return {"kind": "fine-tuned", "chunk": (policy.chunk, policy.action_size), "decide": decide, **sight}
+        first = {"base_steps": self.policy.base_steps} if isinstance(self.policy, Opened) else {}
+        return {"kind": "fine-tuned", "chunk": (policy.chunk, policy.action_size), "decide": decide, **first, **sight}
 
     def _save_actor(self, folder: Path) -> dict[str, Any]:
         """Write the actor's parameters; its lines of the card."""
@@ -175,7 +176,8 @@ class Refined:
         known = card["task"], card["obs_size"], card["summary"], shapes
         if card.get("kind") == "fine-tuned":
             policy = cast(Any, load_policy(folder / "policy")).requires_grad_(False)
-            return cls(FineTuned(base, policy, Takeover()), *known)
+            first, parts = card.get("base_steps", 0), (base, policy, Takeover())
+            return cls(Opened(*parts, first) if first else FineTuned(*parts), *known)
         with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten: leave no trace in the random state
             actor, residual = _untrained(card, shapes, unqueued(base))
         try:

@@ -42,7 +42,7 @@ class Collector:
         self.action = self._ask(self.window, self.rows)  # (B, Ta, Da)
         self.episode_step = torch.zeros(len(self.window), dtype=torch.long, device=self.window.device)
 
-    def _seen(self, window: Tensor) -> Tensor:
+    def seen(self, window: Tensor) -> Tensor:
         return window[:, -1] if self.sees == "newest" else window.flatten(1)
 
     @torch.no_grad()
@@ -58,7 +58,7 @@ class Collector:
     @torch.no_grad()
     def begin(self, propose: Callable[[Tensor], Tensor]) -> Callable[[], tuple[Transition, Step]]:
         """Send the environments off; calling what is returned waits for them and finishes the decision."""
-        obs, base = self._seen(self.window), self.action
+        obs, base = self.seen(self.window), self.action
         open_ = self.gate(self.step, self.episode_step)[:, None, None]
         raw = propose(self.composition.actor_input(obs, base)).view_as(base)
         raw = torch.where(open_, raw, self.composition.idle(base))
@@ -82,5 +82,5 @@ class Collector:
         self.decisions += len(base)
         self.episodes += int(out.done.sum())
         reward, ends = success.float() + self.reward_shift, terminated.float()  # behind a time-out there is a value
-        last, ones = self._seen(out.final_window), torch.ones_like(reward)
+        last, ones = self.seen(out.final_window), torch.ones_like(reward)
         return Transition(obs, raw, base, reward, ends, ones, last, next_base), out

@@ -17,8 +17,8 @@ class TrainConfig:
     total_steps: int = 3_000_000
     """Environment steps in all."""
     warmup_steps: int = 8_000
-    """Steps with uniform raw actions (where the gate lets them pass; what was learned offline acts itself) before the
-    first update."""
+    """Steps with uniform raw actions (where the gate lets them pass; what knows something already acts itself) before
+    the first update."""
     steps_per_round: int = 64
     """Environment steps between two rounds of updates."""
     updates_per_step: float = 0.25
@@ -44,7 +44,7 @@ def train(
     collector = run.collector
     while collector.step < cfg.total_steps:
         before = collector.step
-        knows = before >= cfg.warmup_steps or run.offline is not None
+        knows = before >= cfg.warmup_steps or run.knows or run.offline is not None
         propose = run.explorer if knows else uniform_like(collector.action)
         while collector.step < min(before + cfg.steps_per_round, cfg.total_steps):
             finish = collector.begin(propose)

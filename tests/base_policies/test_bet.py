@@ -188,3 +188,74 @@ def test_learns_one_of_two_modes_and_not_their_mean() -> None:
     answer = policy.act(test)[:, 0]
     assert (answer[:, 0].abs() - 0.7).abs().max() < 0.1  # the mean of the modes would be 0.21
     assert ((answer[:, 1] - 0.3 * test[:, 0, 0]) ** 2).mean().sqrt() < 0.05
+
+
+def _scaled(**changes: Any) -> BehaviorTransformer:
+    cfg = BeTConfig(**TINY, **{"bounded_offset": True, "action_scale": 0.5, "last_action_scale": 0.6} | changes)
+    policy = BehaviorTransformer(cfg, 5, 2).eval()
+    policy.centres.copy_(torch.tensor([[0.3, 0.1], [-0.4, 0.2], [0.0, -0.3]]))
+    return policy
+
+
+def test_bounded_offsets_and_scaled_actions_by_hand() -> None:
+    """App. B.4.1: everything is learned and decided in scaled actions, and tanh bounds the offset."""
+    policy, window, actions = _scaled(offset_scale=30.0), torch.randn(3, 4, 5), torch.rand(3, 4, 2) * 2 - 1
+    scale = torch.tensor([0.5, 0.3])
+    torch.testing.assert_close(policy.scale, scale)
+    with torch.no_grad():
+        logits, offsets = policy.logits_and_offsets(window)
+    bins = torch.cdist(actions * scale, policy.centres).argmin(-1)
+    right = offsets.take_along_dim(bins[..., None, None], dim=2)[..., 0, :]
+    missed = right.tanh() - (actions * scale - policy.centres[bins])
+    expected = focal_loss(logits, bins, 2.0) + 30.0 * missed.square().mean()
+    torch.testing.assert_close(policy.loss(window, actions), expected)
+    likeliest = logits.argmax(-1)
+    offset = offsets.take_along_dim(likeliest[..., None, None], dim=2)[..., 0, :]
+    plain = policy.deterministic()
+    torch.testing.assert_close(plain.means(window), (policy.centres[likeliest] + offset.tanh()) / scale)
+    torch.testing.assert_close(plain.act(window), plain.means(window)[:, -1:].clamp(-1, 1))
+
+
+def test_a_bounded_offset_stays_within_reach_of_its_centre() -> None:
+    policy = _scaled(dropout_at_inference=False)
+    with torch.no_grad():
+        policy.head.weight.mul_(1e4)
+    reach = policy.means(torch.randn(50, 4, 5)) * policy.scale
+    assert torch.cdist(reach.flatten(0, 1), policy.centres, p=math.inf).min(-1).values.max() <= 1 + 1e-6
+    assert reach.abs().max() > 0.9
+
+
+def test_clusters_are_found_among_scaled_actions() -> None:
+    modes = np.array([[0.9, 1.0], [-0.9, -1.0], [0.0, 1.0]])
+    actions = np.repeat(modes, 20, axis=0) + np.random.default_rng(0).normal(0, 0.01, (60, 2))
+    policy = _scaled()
+    policy.fit_statistics(demonstrations(np.zeros((60, 2)), actions, [60]), seed=3)
+    nearest = np.linalg.norm(actions[:, None] * [0.5, 0.3] - policy.centres.numpy(), axis=-1).argmin(1)
+    for k in range(3):
+        np.testing.assert_allclose(policy.centres[k].numpy(), actions[nearest == k].mean(0) * [0.5, 0.3], atol=1e-5)
+
+
+def test_a_gripper_at_its_stop_can_be_imitated_with_a_bounded_offset() -> None:
+    """The last entry is -1 or 1; with one cluster an offset must reach from one to the other half way."""
+    rng = np.random.default_rng(0)
+    observations = rng.uniform(-1, 1, (400, 2))
+    actions = np.stack([0.5 * observations[:, 0], np.sign(observations[:, 1])], axis=1)
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"context": 1, "clusters": 1, "layers": 1, "heads": 2, "width": 32, "gpt_output": 32}
+    cfg = BeTConfig(**sizes, dropout=0.0, bounded_offset=True, last_action_scale=0.3)
+    policy = BehaviorTransformer(cfg, 2, 2)
+    imitate(policy, demonstrations(observations, actions, [10] * 40), ImitateConfig(steps=300, batch_size=64, lr=3e-3))
+    clear = torch.tensor([[[0.2, 0.8]], [[-0.6, -0.8]], [[0.9, 0.5]]])
+    wanted = torch.stack([0.5 * clear[:, 0, 0], clear[:, 0, 1].sign()], dim=1)
+    torch.testing.assert_close(policy.act(clear)[:, 0], wanted, rtol=0, atol=0.15)
+
+
+def test_scales_that_make_no_sense() -> None:
+    with pytest.raises(UserError, match="action_scale and last_action_scale must be above 0"):
+        BeTConfig(last_action_scale=0.0)
+
+
+def test_without_scales_nothing_is_stored_beside_what_was() -> None:
+    """Policies that were saved before stay readable, and keep their checksum."""
+    names = [name for name, _ in BehaviorTransformer(BeTConfig(**TINY), 5, 2).named_buffers()]
+    assert names == ["centres"]

@@ -69,8 +69,8 @@ def test_residual_rl_is_policy_decorator_with_nothing_controlled_bit_for_bit(sma
     assert states[0] != states[2]  # the comparison is able to fail
 
 
-TUNING = {"dppo", "ppo-finetuning"}
-"""Methods that know what is inside the base, and learn in rounds: they have tests of their own."""
+TUNING = {"dppo", "ppo-finetuning", "sac-lora", "dipo"}
+"""Methods that know what is inside the base: they have tests of their own."""
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in TUNING])

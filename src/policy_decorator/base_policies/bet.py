@@ -4,6 +4,9 @@ bin  = argmin_k |a - c_k|^2                                   c_k: k-means centr
 loss = mean_t -(1 - p_bin)^gamma log p_bin  +  scale * mean_t (offset_bin - (a - c_bin))^2
 act  = c_bin + offset_bin at the newest frame
 
+For SAC (paper, App. B.4.1) offsets are bounded by tanh, and a stands for S a: actions are scaled before they are
+clustered, so that every one lies within reach of a centre, and scaled back at the end.
+
 from Shafiullah et al. 2022; sizes from the paper's App. B.1.1, Table 4.
 """
 
@@ -18,12 +21,12 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from policy_decorator.base_policies.mlp import Standardize
+from policy_decorator.base_policies.transformer import INIT_STD, Block, drop
 from policy_decorator.errors import UserError
 
 if TYPE_CHECKING:
     from policy_decorator.demos.dataset import Demonstrations
 
-INIT_STD = 0.02  # of every weight inside the transformer
 KMEANS_STEPS = 50
 HEAD_WEIGHT_DECAY = 0.01  # the released code gives the head no value, and so AdamW's default, bias included
 
@@ -56,6 +59,12 @@ class BeTConfig:
     """Focusing exponent of the focal loss; 0 is cross entropy."""
     standardize_obs: bool = False
     """Standardise the observations with the demonstrations' statistics; the released code takes them raw."""
+    bounded_offset: bool = False
+    """tanh on the offsets (App. B.4.1): the base of sac-lora."""
+    action_scale: float = 1.0
+    """Factor of all actions before they are clustered, undone in acting (App. B.4.1: 0.5 on the Adroit hand)."""
+    last_action_scale: float = 1.0
+    """Another factor, of the last entry alone (App. B.4.1: 0.3 for ManiSkill's gripper)."""
 
     def __post_init__(self) -> None:
         if min(self.context, self.clusters, self.layers, self.heads, self.width, self.gpt_output) < 1:
@@ -66,42 +75,17 @@ class BeTConfig:
             raise UserError(f"dropout must be in [0, 1), got {self.dropout}.")
         if self.mode not in ("argmax", "sample"):
             raise UserError(f"mode must be 'argmax' or 'sample', got {self.mode!r}.")
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)): causal, normalised before each branch."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.attention_norm = nn.LayerNorm(width)
-        self.attention_in = nn.Linear(width, 3 * width)
-        self.attention_out = nn.Linear(width, width)
-        self.mlp_norm = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
-
-    def residual_projections(self) -> list[nn.Linear]:
-        """The two layers whose outputs are added to the stream."""
-        last = self.mlp[-1]
-        assert isinstance(last, nn.Linear)
-        return [self.attention_out, last]
-
-    def forward(self, x: Tensor, dropout: float, newest_only: bool = False) -> Tensor:
-        """(B, T, E) -> (B, T, E), or (B, 1, E) of the newest frame, which sees all the others."""
-        joint = self.attention_in(self.attention_norm(x))  # (B, T, 3 E)
-        split = joint.unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, E/H)
-        query, key, value = split.permute(2, 0, 3, 1, 4)  # (B, H, T, E/H) each
-        if newest_only:
-            query, x = query[:, :, -1:], x[:, -1:]
-        seen = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=not newest_only)
-        x = x + _drop(self.attention_out(seen.transpose(1, 2).flatten(2)), dropout)  # (B, T, E)
-        return x + _drop(self.mlp(self.mlp_norm(x)), dropout)
+        if min(self.action_scale, self.last_action_scale) <= 0:
+            raise UserError("action_scale and last_action_scale must be above 0.")
 
 
 class BehaviorTransformer(nn.Module):
     """A policy of one discrete choice among K action clusters and one continuous correction."""
 
-    centres: Tensor
+    centres: Tensor  # (K, Da), of scaled actions
+    scale: Tensor | None  # (Da,)
+    lora_layers = ("attention_in", "attention_out", "head")
+    """What fine-tuning adapts (App. B.4.1): all attention layers and the head."""
 
     def __init__(self, cfg: BeTConfig, obs_size: int, action_size: int) -> None:
         super().__init__()
@@ -117,6 +101,9 @@ class BehaviorTransformer(nn.Module):
         self._initialise()
         self.head = nn.Linear(cfg.gpt_output, cfg.clusters * (1 + action_size))  # outside: PyTorch's own initialisation
         self.register_buffer("centres", torch.zeros(cfg.clusters, action_size))
+        scale = torch.full((action_size,), cfg.action_scale)
+        scale[-1] *= cfg.last_action_scale
+        self.register_buffer("scale", None if (scale == 1).all() else scale)
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -147,7 +134,9 @@ class BehaviorTransformer(nn.Module):
         Raises:
             UserError: fewer distinct actions than clusters.
         """
-        actions = np.asarray(demos.actions, dtype=np.float64)  # (N, Da), neither whitened nor scaled
+        actions = np.asarray(demos.actions, dtype=np.float64)  # (N, Da), not whitened
+        if self.scale is not None:
+            actions = actions * self.scale.cpu().double().numpy()
         distinct = len(np.unique(actions, axis=0))
         if distinct < self.cfg.clusters:
             raise UserError(
@@ -168,80 +157,83 @@ class BehaviorTransformer(nn.Module):
         if isinstance(self.standardize, Standardize):
             self.standardize.fit(demos.observations)
 
+    @property
+    def _dropout(self) -> float:
+        """While acting."""
+        # Differs from the paper: dropout stays on while acting unless the config says otherwise, as in the
+        # released code; applied functionally, so that `.train()` and `.eval()` change nothing here.
+        return self.cfg.dropout if self.cfg.dropout_at_inference else 0.0
+
     def _features(self, window: Tensor, dropout: float, newest_only: bool = False) -> Tensor:
         x = self.embed(self.standardize(window)) + self.position[: window.shape[1]]  # (B, T, E)
-        x = _drop(x, dropout)
+        x = drop(x, dropout)
         for i, block in enumerate(self.blocks, start=1):
             x = block(x, dropout, newest_only and i == len(self.blocks))
-        return x
+        return self.output(self.norm(x))
 
     def _heads(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        answer = self.head(self.output(self.norm(features)))  # (..., K + K Da)
+        answer = self.head(features)  # (..., K + K Da)
         logits, offsets = answer.split([self.cfg.clusters, self.cfg.clusters * self.action_size], dim=-1)
         return logits, offsets.unflatten(-1, (self.cfg.clusters, self.action_size))
 
-    def features(self, window: Tensor) -> Tensor:
-        """What the transformer makes of the newest frame, without dropout. (B, To, Do) -> (B, gpt_output)."""
-        return self.output(self.norm(self._features(window, 0.0, newest_only=True)[:, -1]))
+    def features(self, window: Tensor, dropout: bool = False) -> Tensor:
+        """What is made of the newest frame; with `dropout`, as it acts. (B, To, Do) -> (B, gpt_output)."""
+        return self._features(window, self._dropout if dropout else 0.0, newest_only=True)[:, -1]
 
     def logits_and_offsets(self, window: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
-        """What every frame says. (B, T, Do) -> logits (B, T, K), offsets (B, T, K, Da)."""
+        """What every frame says, before tanh. (B, T, Do) -> logits (B, T, K), offsets (B, T, K, Da)."""
         return self._heads(self._features(window, dropout))
 
     def loss(self, window: Tensor, actions: Tensor) -> Tensor:
         """Focal loss of the bin plus scaled offset loss, over all frames. (B, T, Do), (B, T, Da) -> ()."""
         logits, offsets = self.logits_and_offsets(window, self.cfg.dropout if self.training else 0.0)
-        bins = self._bins_of(actions)  # (B, T)
+        scaled = actions if self.scale is None else actions * self.scale
+        bins = self._bins_of(scaled)  # (B, T)
         picked = offsets.take_along_dim(bins[..., None, None], dim=2).squeeze(2)  # (B, T, Da)
-        offset = F.mse_loss(picked, actions - self.centres[bins])
+        picked = picked.tanh() if self.cfg.bounded_offset else picked
+        offset = F.mse_loss(picked, scaled - self.centres[bins])
         return focal_loss(logits, bins, self.cfg.focal_gamma) + self.cfg.offset_scale * offset
 
-    def mean(self, window: Tensor) -> Tensor:
-        """The action of the likeliest bin without dropout, not clipped, with the gradients of its offset.
-
-        (B, To, Do) -> (B, 1, Da).
-        """
-        logits, offsets = self._heads(self._features(window, 0.0, newest_only=True)[:, -1])  # (B, K), (B, K, Da)
-        bins = logits.argmax(-1, keepdim=True)  # (B, 1)
-        return self.centres[bins] + offsets.take_along_dim(bins[..., None], dim=1)
-
     def deterministic(self) -> "BehaviorTransformer":
-        """A copy whose `act` is its clipped `mean`: for tuning."""
+        """A copy that acts by its likeliest bins and without dropout: for tuning."""
         other = copy.deepcopy(self)
         other.cfg = replace(self.cfg, dropout_at_inference=False, mode="argmax")
         return other
 
-    def _bins_of(self, actions: Tensor) -> Tensor:
+    def _bins_of(self, scaled: Tensor) -> Tensor:
         """(..., Da) -> the nearest clusters (...)."""
-        return (actions.unsqueeze(-2) - self.centres).square().sum(-1).argmin(-1)
+        return (scaled.unsqueeze(-2) - self.centres).square().sum(-1).argmin(-1)
 
-    def means(self, window: Tensor, actions: Tensor | None = None) -> Tensor:
-        """The actions of all frames, not clamped, with gradients through the offsets. (B, T, Do) -> (B, T, Da).
+    def choice(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The bin that it acts by under features (..., G): its centre and its offset before tanh, (..., Da) each."""
+        return self._picked(*self._heads(features))
+
+    def _picked(self, logits: Tensor, offsets: Tensor, bins: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if bins is None and self.cfg.mode == "argmax":
+            bins = logits.argmax(-1)
+        elif bins is None:
+            bins = torch.multinomial(logits.detach().softmax(-1).flatten(0, -2), 1).view(logits.shape[:-1])
+        return self.centres[bins], offsets.take_along_dim(bins[..., None, None], dim=-2).squeeze(-2)
+
+    def action(self, centre: Tensor, offset: Tensor) -> Tensor:
+        """The action of a bin and its offset before tanh, not clamped, (..., Da)."""
+        scaled = centre + (offset.tanh() if self.cfg.bounded_offset else offset)
+        return scaled if self.scale is None else scaled / self.scale
+
+    def means(self, window: Tensor, actions: Tensor | None = None, newest_only: bool = False) -> Tensor:
+        """The actions of all frames (B, T, Da) or the newest (B, 1, Da), not clamped, with the offsets' gradients.
 
         The bins are those that `act` chooses or, where `actions` (B, T, Da) are given, those to which these belong.
         """
-        logits, offsets = self.logits_and_offsets(window, self.cfg.dropout if self.cfg.dropout_at_inference else 0.0)
-        if actions is not None:
-            bins = self._bins_of(actions)
-        elif self.cfg.mode == "argmax":
-            bins = logits.argmax(-1)
-        else:
-            bins = torch.multinomial(logits.detach().softmax(-1).flatten(0, 1), 1).view(logits.shape[:2])
-        return self.centres[bins] + offsets.take_along_dim(bins[..., None, None], dim=2).squeeze(2)
+        logits, offsets = self._heads(self._features(window, self._dropout, newest_only))
+        scaled = actions if actions is None or self.scale is None else actions * self.scale
+        return self.action(*self._picked(logits, offsets, None if scaled is None else self._bins_of(scaled)))
 
     @torch.no_grad()
     def act(self, window: Tensor) -> Tensor:
         """(B, To, Do) -> (B, 1, Da) in [-1, 1]; where random, it draws from torch's global generator."""
-        # Differs from the paper: dropout stays on while acting unless the config says otherwise, as in the
-        # released code; applied functionally, so that `.train()` and `.eval()` change nothing here.
-        dropout = self.cfg.dropout if self.cfg.dropout_at_inference else 0.0
-        logits, offsets = self._heads(self._features(window, dropout, newest_only=True)[:, -1])  # (B, K), (B, K, Da)
-        if self.cfg.mode == "argmax":
-            bins = logits.argmax(-1, keepdim=True)  # (B, 1)
-        else:
-            bins = torch.multinomial(logits.softmax(-1), 1)  # (B, 1)
         # Differs from the released code: clamped here, where it leaves the clipping to the environment.
-        return (self.centres[bins] + offsets.take_along_dim(bins[..., None], dim=1)).clamp(-1.0, 1.0)
+        return self.means(window, newest_only=True).clamp(-1.0, 1.0)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Parameters for the optimiser, as the released code groups them.
@@ -263,7 +255,3 @@ def focal_loss(logits: Tensor, bins: Tensor, gamma: float) -> Tensor:
     """mean -(1 - p)^gamma log p of the right bin, without class weights. (..., K), (...) -> ()."""
     log_p = logits.log_softmax(-1).take_along_dim(bins.unsqueeze(-1), dim=-1)  # (..., 1)
     return -((1 - log_p.exp()).pow(gamma) * log_p).mean()
-
-
-def _drop(x: Tensor, dropout: float) -> Tensor:
-    return F.dropout(x, dropout) if dropout > 0 else x

@@ -94,23 +94,19 @@ class MLPPolicy(nn.Module):
         """Mean squared error on the newest action. (B, To, Do), (B, To, Da) -> ()."""
         return F.mse_loss(self.net(self.standardize(window)), actions[:, -1])
 
-    def mean(self, window: Tensor) -> Tensor:
-        """The action before it is clipped, with gradients. (B, To, Do) -> (B, 1, Da)."""
+    def means(self, window: Tensor, actions: Tensor | None = None, newest_only: bool = True) -> Tensor:
+        """The newest action, not clipped, with gradients. (B, To, Do) -> (B, 1, Da). Nothing else is asked."""
+        del actions, newest_only
         return self.net(self.standardize(window)).unsqueeze(1)
 
     def deterministic(self) -> "MLPPolicy":
-        """A copy whose `act` is its clipped `mean`: for tuning."""
+        """A copy, which is as deterministic as this: for tuning."""
         return copy.deepcopy(self)
-
-    def means(self, window: Tensor, actions: Tensor | None = None) -> Tensor:
-        """The newest action with gradients, not clamped. (B, To, Do) -> (B, 1, Da); `actions` are not asked."""
-        del actions
-        return self.net(self.standardize(window)).unsqueeze(1)
 
     @torch.no_grad()
     def act(self, window: Tensor) -> Tensor:
         """(B, To, Do) -> (B, 1, Da) in [-1, 1]."""
-        return self.mean(window).clamp(-1.0, 1.0)
+        return self.means(window).clamp(-1.0, 1.0)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Parameters for the optimiser: weights decay, biases do not."""

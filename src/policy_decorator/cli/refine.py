@@ -36,12 +36,14 @@ FROM_ONE += " opening_steps eval_every save_every n_step noise_hold width depth 
 FROM_ONE += " critic_subset demo_share_steps select_samples rollout epochs minibatches step_back"
 FROM_ONE += " success_window tuned_steps cql_samples backup_samples most_weight value_epochs value_batch"
 FROM_ONE += " conjugate_gradients d_width d_depth d_batch d_steps discriminator_every compared trunk imitation_batch"
+FROM_ONE += " lora_rank lora_alpha action_steps"
 FROM_ZERO = "seed residual_penalty workers horizon warmup_steps updates_per_step temperature max_grad_norm"
 FROM_ZERO += " exploration_std smoothing_std smoothing_limit value_weight entropy_weight critic_rounds offline_updates"
 FROM_ZERO += " cql_weight advantage_sharpness demo_weight damping gradient_penalty imitation_weight"
+FROM_ZERO += " critic_first base_steps"
 ABOVE_ZERO = "bound lr tau initial_std clip target_kl sampling_std density_std noise_limit clip_smallest clip_growth"
 ABOVE_ZERO += " critic_lr reward_limit gamma_denoise cql_temperature advantage_temperature normalized_step cloning_lr"
-ABOVE_ZERO += " d_lr begin_std"
+ABOVE_ZERO += " d_lr begin_std action_lr action_grad_norm"
 SHARES = "gamma success_tolerance gae_lambda demo_share demo_share_end gamma_denoise scale_gamma expectile demo_decay"
 
 

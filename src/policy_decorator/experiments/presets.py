@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from policy_decorator.errors import UserError, lookup
-from policy_decorator.methods import settings_of
+from policy_decorator.methods import dipo, settings_of
 from policy_decorator.methods.on_policy import OnPolicyConfig
 from policy_decorator.methods.policy_decorator import Config
 from policy_decorator.refine import RefineConfig
@@ -143,7 +143,7 @@ def settings(
     """A preset's settings for `task` and a base policy of `kind` ("bet", ...), with what is given put in its place.
 
     Presets are written for Policy Decorator; another `method` takes from them what it has in common with that. One that
-    tunes the base by PPO decides on whole chunks, as the base does, and nothing else acts before it.
+    tunes the base by PPO or DIPO decides on whole chunks, as the base does; PPO's acts itself from the first step on.
 
     Raises:
         UserError: an unknown preset or method; a bound or a horizon for a method that has none.
@@ -152,6 +152,8 @@ def settings(
     learn = settings_of(method, cfg.learn)
     if isinstance(learn, OnPolicyConfig):
         cfg = replace(cfg, decide="chunk", train=replace(cfg.train, warmup_steps=0))
+    elif isinstance(learn, dipo.Config):
+        cfg = replace(cfg, decide="chunk")
     own = {name: value for name, value in (("bound", bound), ("horizon", horizon)) if value is not None}
     for name in own:
         if not hasattr(learn, name):

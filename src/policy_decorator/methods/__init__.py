@@ -12,6 +12,7 @@ from policy_decorator.methods import (
     cql,
     dac,
     dapg,
+    dipo,
     dppo,
     fish,
     gail,
@@ -22,6 +23,7 @@ from policy_decorator.methods import (
     residual_rl,
     rlpd,
     rot,
+    sac_lora,
     sacfd,
 )
 from policy_decorator.methods.off_policy import OffPolicyConfig
@@ -72,6 +74,18 @@ METHODS: Mapping[str, MethodEntry] = {
             "the base itself (mlp, bet): PPO on all of its parameters",
             ppo_finetuning.Config,
             ppo_finetuning.build,
+        ),
+        MethodEntry(
+            "sac-lora",
+            "the Behavior Transformer itself: SAC on its offsets, by LoRA",
+            sac_lora.Config,
+            sac_lora.build,
+        ),
+        MethodEntry(
+            "dipo",
+            "the Diffusion Policy itself: actions improved by the critics' gradient, imitated by LoRA",
+            dipo.Config,
+            dipo.build,
         ),
         MethodEntry(
             "rlpd",

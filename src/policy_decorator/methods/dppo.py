@@ -8,10 +8,8 @@ acts as the base does: by DDIM with eta 0, or by DDPM. Its first steps, too, are
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
-from policy_decorator.chunks import unqueued
-from policy_decorator.errors import UserError
+from policy_decorator.methods.finetuned import diffusion_of
 from policy_decorator.methods.on_policy import OnPolicyConfig, check_tuning, tuning, value_of
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.denoising import Denoising
@@ -37,19 +35,7 @@ class Config(OnPolicyConfig):
 def build(cfg: Config, p: Problem) -> Run:
     """Raises UserError: pictures, a warm-up, a base that is no Diffusion Policy or is asked action by action."""
     check_tuning("dppo", p)
-    policy = _diffusion(p.base).tunable(cfg.dppo.tuned_steps)
+    policy = diffusion_of("dppo", p.base).tunable(cfg.dppo.tuned_steps)
     denoising = Denoising(policy, p.obs_size, cfg.dppo).to(p.device)
     learner = DPPO(denoising, value_of(cfg, p), cfg.sac, cfg.ppo, cfg.dppo)
     return tuning(cfg, p, learner, denoising, Chains(cfg.ppo.rollout, denoising), policy)
-
-
-def _diffusion(base: Any) -> Any:
-    inner = unqueued(base)
-    if not hasattr(inner, "denoising"):
-        raise UserError(
-            "dppo tunes a Diffusion Policy of this package: train one with `pidec imitate diffusion`, or take the "
-            "method policy-decorator, which asks nothing of its base."
-        )
-    if inner is not base:
-        raise UserError("dppo tunes chunks of actions as they are executed: give --decide chunk.")
-    return base

@@ -1,12 +1,17 @@
 """A base policy whose own parameters go on learning: what fine-tuning methods have in common."""
 
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
 
+from policy_decorator.chunks import unqueued
 from policy_decorator.decorator import DecoratedPolicy
+from policy_decorator.errors import UserError
+from policy_decorator.memory import RowMemory, ask, session
+
+ONE = torch.ones((), dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -20,3 +25,47 @@ class FineTuned(DecoratedPolicy):
     def act(self, window: Tensor, rows: Tensor | None = None) -> Tensor:
         """(B, To, Do) -> (B, Ta, Da)."""
         return cast(Any, self.actor).act(window)
+
+
+@dataclass(frozen=True)
+class Opened(FineTuned):
+    """The base in the first `base_steps` environment steps of an episode, then the fine-tuned policy (App. F.4)."""
+
+    base_steps: int = 0
+    counts: RowMemory = field(default_factory=RowMemory, init=False)
+
+    def session(self) -> Self:
+        return replace(self, base=session(self.base))
+
+    def reset(self, rows: Tensor) -> None:
+        super().reset(rows)
+        self.counts.reset(rows)
+
+    @torch.no_grad()
+    def act(self, window: Tensor, rows: Tensor | None = None) -> Tensor:
+        """(B, To, Do) -> (B, Ta, Da); both are asked at every decision."""
+        rows = torch.arange(len(window)) if rows is None else rows
+        base, tuned = ask(self.base, window, rows), super().act(window)
+        steps = self.counts.read("steps", rows, ONE)
+        self.counts.write("steps", rows, steps + base.shape[1])
+        return torch.where((steps < self.base_steps).to(base.device)[:, None, None], base, tuned)
+
+
+def diffusion_of(method: str, base: Any) -> Any:
+    """The base, a Diffusion Policy of whole chunks. Raises UserError: it is none, or is asked action by action."""
+    inner = unqueued(base)
+    if not hasattr(inner, "denoising"):
+        raise UserError(
+            f"{method} tunes a Diffusion Policy of this package: train one with `pidec imitate diffusion`, or take the "
+            "method policy-decorator, which asks nothing of its base."
+        )
+    if inner is not base:
+        raise UserError(f"{method} tunes chunks of actions as they are executed: give --decide chunk.")
+    return base
+
+
+def trained(actor: torch.nn.Module) -> str:
+    """How much of it learns, in words."""
+    sizes = [(p.numel(), p.requires_grad) for p in actor.parameters()]
+    learned, total = sum(n for n, learns in sizes if learns), sum(n for n, _ in sizes)
+    return f"{learned:,} of {total:,} parameters learn ({learned / total:.1%})."

@@ -150,6 +150,8 @@ class Run:
     """What is learned from demonstrations before the first environment step; its policy needs no random warm-up."""
     reward: Reward | None = None
     """What the decisions are rewarded by; None: success."""
+    knows: bool = False
+    """Whether its actor acts itself from the first step on, without a random warm-up."""
 
     def learn(self, updates: int) -> None:
         """Gradient steps, each on a new batch, until `updates` have been made; none while there are no data."""

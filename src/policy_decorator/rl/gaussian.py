@@ -17,7 +17,7 @@ from policy_decorator.types import Transition
 
 
 class GaussianActor(nn.Module):
-    """A Gaussian around a deterministic policy of windows, `policy.mean`: (B, To, Do) -> (B, Ta, Da), differentiable.
+    """A Gaussian around a deterministic policy of windows, `policy.means`: (B, To, Do) -> (B, Ta, Da), differentiable.
 
     What it sees is the flattened window (B, To * Do). Its deviation (Ta * Da,) does not depend on that.
     """
@@ -30,7 +30,7 @@ class GaussianActor(nn.Module):
     def distribution(self, seen: Tensor) -> Independent:
         """Of actions (B, Ta * Da)."""
         policy: Any = self.policy
-        mean = policy.mean(seen.unflatten(-1, (-1, self.obs_size))).flatten(1)
+        mean = policy.means(seen.unflatten(-1, (-1, self.obs_size)), newest_only=True).flatten(1)
         return Independent(Normal(mean, self.log_std.exp().expand_as(mean), validate_args=False), 1)
 
     def forward(self, seen: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:

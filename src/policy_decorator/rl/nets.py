@@ -108,9 +108,7 @@ class TanhGaussian(nn.Module):
         mean, log_std = self.gaussian(seen)
         noise = self.fresh_noise(seen) if noise is None else noise
         u = mean + log_std.exp() * noise
-        gaussian = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
-        squash = 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))  # log(1 - tanh(u)^2), without overflow
-        return u.tanh().unflatten(-1, self.chunk_shape), (gaussian - squash).sum(-1)
+        return u.tanh().unflatten(-1, self.chunk_shape), squashed_density(u, noise, log_std)
 
     def fresh_noise(self, seen: Tensor) -> Tensor:
         """Standard normal, (B, Ta * Da)."""
@@ -119,6 +117,13 @@ class TanhGaussian(nn.Module):
     def mode(self, seen: Tensor) -> Tensor:
         """(B, *) -> the most likely raw action (B, Ta, Da)."""
         return self.gaussian(seen)[0].tanh().unflatten(-1, self.chunk_shape)
+
+
+def squashed_density(u: Tensor, noise: Tensor, log_std: Tensor) -> Tensor:
+    """log-density (B,) of tanh(u), where u (B, n) lies `noise` standard deviations from a Gaussian's mean."""
+    gaussian = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
+    squash = 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))  # log(1 - tanh(u)^2), without overflow
+    return (gaussian - squash).sum(-1)
 
 
 class Critics(nn.Module):

@@ -1,0 +1,80 @@
+"""DIPO on the Diffusion Policy itself, by LoRA (paper App. B.4.2, H.2; arXiv:2305.13122).
+
+    actor    the base, all of whose layers have low-rank corrections; its samples explore
+    critics  MLPs of the newest frame and the executed actions
+    update   actions are improved by the critics' gradient, and imitated (`rl/dipo.py`)
+
+The paper found no success with it on any task. It does not say: LoRA's settings, those of the action gradient (here
+DIPO's), nor what acts before the first update (here the actor). Learning rate, discount and batch are its Table 9's.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+from policy_decorator.decorator import ProgressiveExploration
+from policy_decorator.errors import UserError
+from policy_decorator.methods.alone import Nobody, Takeover, refuse_pictures
+from policy_decorator.methods.finetuned import FineTuned, diffusion_of
+from policy_decorator.methods.off_policy import OffPolicyConfig, assemble
+from policy_decorator.methods.problem import Problem, Run
+from policy_decorator.rl.dipo import DIPO, DIPOConfig, Predictions, SequenceActor
+from policy_decorator.rl.lora import LoRAConfig
+from policy_decorator.rl.monitor import Monitor
+from policy_decorator.rl.settings import SACConfig
+from policy_decorator.rl.windows import NewestCritics
+from policy_decorator.rollout import Collector
+
+GRADIENT_NORM = 2.0
+"""At which policy and critics are clipped (DIPO's code)."""
+
+
+@dataclass(frozen=True)
+class Config(OffPolicyConfig):
+    """Settings of DIPO. `nets` are the critics'."""
+
+    sac: SACConfig = field(default_factory=lambda: SACConfig(max_grad_norm=GRADIENT_NORM))
+    """Read for what is not about entropy."""
+    dipo: DIPOConfig = field(default_factory=DIPOConfig)
+    """Of the action gradient."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """Of the low-rank corrections."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.learner != "sac" or self.demo_share:
+            raise UserError("dipo has a learner of its own, for its own decisions: leave out learner and demo_share.")
+
+    @classmethod
+    def taking(cls, **common: Any) -> Self:
+        """Without what is of demonstrations, or of a residual's noise."""
+        own = {"learner", "demo_share", "demo_share_end", "demo_share_steps", "noise_hold"}
+        kept = {name: value for name, value in common.items() if name not in own}
+        if "sac" in kept:
+            kept["sac"] = replace(kept["sac"], max_grad_norm=GRADIENT_NORM)
+        return super().taking(**kept)
+
+
+def build(cfg: Config, p: Problem) -> Run:
+    """Raises UserError: pictures, a base that is no Diffusion Policy or is asked action by action; PEFT is missing."""
+    refuse_pictures("dipo", p)
+    base = diffusion_of("dipo", p.base)
+    if base.cfg.late_steps:
+        raise UserError("This Diffusion Policy has a second network for its last steps (DPPO): dipo tunes one network.")
+    actor = SequenceActor(base, cfg.lora).to(p.device)
+    critics = NewestCritics(p.obs_size, p.action_size, cfg.nets)
+    if cfg.standardize_obs and p.obs_statistics is not None:
+        critics.standardize.set(*p.obs_statistics)
+    learner: Any = DIPO(actor, critics.to(p.device), cfg.sac, cfg.dipo)
+    composition, nobody = Takeover(), Nobody(p.chunk, p.base.context)
+    gate = ProgressiveExploration(0)
+    run = assemble(
+        cfg,
+        replace(p, compiled=False, cuda_graphs=False),  # it writes into the replay
+        collector=Collector(p.env, nobody, composition, gate, cfg.reward_shift, p.seed, sees="window"),
+        learner=learner,
+        explores=actor,
+        policy=FineTuned(p.base, actor, composition),
+        monitor=Monitor(),
+    )
+    learner.memory = run.replay
+    return replace(run, intake=Predictions(cfg.n_step, cfg.sac.gamma, actor), knows=True)

@@ -1,0 +1,88 @@
+"""SAC on a Behavior Transformer (paper App. B.4.1): of a decision only the offset is learned by gradients.
+
+    a = (c_k + tanh(u)) / S,   u ~ N(offset_k(o), std(o)^2),   k as the Behavior Transformer chooses it
+
+log pi is the density of tanh(u) given k; neither the choice of k nor the constant S counts in it. Critics see a, which
+the environments clip.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from policy_decorator.rl.descent import Descent
+from policy_decorator.rl.lora import Adapted, LoRAConfig
+from policy_decorator.rl.nets import NetConfig, squashed_density
+from policy_decorator.rl.sac import SAC
+from policy_decorator.types import Transition
+
+
+class OffsetActor(Adapted):
+    """A Behavior Transformer with corrections, whose bounded offsets are noisy. It sees flattened windows.
+
+    The deviation is a linear function of the transformer's features, `std` everywhere at first. Dropout is as the
+    policy's own.
+    """
+
+    def __init__(self, policy: Any, cfg: LoRAConfig, nets: NetConfig, std: float) -> None:
+        super().__init__(policy, policy.lora_layers, cfg)
+        self.obs_size, self.action_size = int(policy.obs_size), int(policy.action_size)
+        self.chunk_shape = 1, self.action_size
+        self.low, self.high = nets.log_std_min, nets.log_std_max
+        self.spread = nn.Linear(policy.cfg.gpt_output, self.action_size)
+        nn.init.zeros_(self.spread.weight)
+        nn.init.constant_(self.spread.bias, math.atanh(2 * (math.log(std) - self.low) / (self.high - self.low) - 1))
+
+    def forward(self, seen: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, To * Do) -> a sample (B, 1, Da), not clipped, and its log-density (B,)."""
+        features = self.policy.features(self._window(seen), dropout=True)  # (B, G)
+        centre, offset = self.policy.choice(features)
+        log_std = self.low + 0.5 * (self.high - self.low) * (torch.tanh(self.spread(features)) + 1)
+        noise = self.fresh_noise(seen) if noise is None else noise
+        u = offset + log_std.exp() * noise
+        return self.policy.action(centre, u).unsqueeze(1), squashed_density(u, noise, log_std)
+
+    def fresh_noise(self, seen: Tensor) -> Tensor:
+        """Standard normal, (B, Da)."""
+        return torch.randn(len(seen), self.action_size, device=seen.device)
+
+    def mode(self, seen: Tensor) -> Tensor:
+        """(B, To * Do) -> the policy's own action (B, 1, Da), not clipped."""
+        return self.policy.means(self._window(seen), newest_only=True)
+
+    def _window(self, seen: Tensor) -> Tensor:
+        return seen.unflatten(-1, (-1, self.obs_size))
+
+
+@dataclass
+class OffsetSAC(SAC):
+    """SAC of an `OffsetActor`, which may wait until the critics have learned (App. F.5.2)."""
+
+    actor: OffsetActor  # pyright: ignore[reportIncompatibleVariableOverride]
+    critic_first: int = field(default=0, kw_only=True)
+    """Updates, from the first one on, in which the actor rests."""
+    entropy: Literal["learned", "waits", "fixed"] = field(default="learned", kw_only=True)
+    """The temperature: learned all the time, not before the actor learns, or never."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.actor_opt = Descent(self.actor.learned, self.cfg.lr, self.cfg.max_grad_norm)
+
+    def temperature_loss(self, log_prob: Tensor) -> Tensor:
+        """As SAC's; a fixed temperature has no gradient."""
+        return super().temperature_loss(log_prob) * (self.entropy != "fixed")
+
+    def step(self, b: Transition, with_actor: bool) -> dict[str, Tensor]:
+        """As SAC's."""
+        resting = self.updates <= self.critic_first
+        metrics = super().step(b, with_actor and not resting)
+        if with_actor and resting:
+            with torch.no_grad():
+                log_prob = self.actor(self.composition.actor_input(b.obs, b.base))[1]
+            if self.entropy == "learned":
+                self.temperature_opt.down(self.temperature_loss(log_prob))
+            metrics["sac/entropy"] = -log_prob.mean()
+        return metrics
