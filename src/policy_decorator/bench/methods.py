@@ -7,8 +7,8 @@ costs are those of base policy, actor and learner (paper Table 15), and simulato
 """
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,19 @@ from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.ppo import Rollouts
 from policy_decorator.rl.replay import NStep, Replay
 
-BASES: Mapping[str, Any] = {
-    "bet": BeTConfig(context=1),
-    "mlp": MLPConfig(),
-    "diffusion": DiffusionConfig(context=1),
+TINY: Mapping[str, Mapping[str, Any]] = {
+    "bet": {"layers": 1, "heads": 1, "width": 4, "clusters": 2},
+    "mlp": {"width": 4},
+    "diffusion": {"widths": (8, 8)},
 }
-"""Kinds of base policy, in the order in which a method is tried on them: some methods tune only certain ones."""
-TINY_BASES: Mapping[str, Any] = {
-    "bet": BeTConfig(context=1, layers=1, heads=1, width=4, clusters=2),
-    "mlp": MLPConfig(width=4),
-    "diffusion": DiffusionConfig(context=1, widths=(8, 8)),
-}
+BASES: Sequence[tuple[str, Any]] = (
+    ("bet", BeTConfig(context=1)),
+    ("bet", BeTConfig(context=1, bounded_offset=True)),
+    ("mlp", MLPConfig()),
+    ("diffusion", DiffusionConfig(context=1)),
+)
+"""Base policies, in the order in which a method is tried on them: some methods tune only certain ones."""
+TINY_BASES: Sequence[tuple[str, Any]] = tuple((kind, replace(cfg, **TINY[kind])) for kind, cfg in BASES)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Sizes:
     episode: int = 50
     """Steps of an episode, and of a demonstration."""
     demonstrations: int = 25
-    bases: Mapping[str, Any] = field(default_factory=lambda: BASES)
+    bases: Sequence[tuple[str, Any]] = field(default_factory=lambda: BASES)
 
 
 SMALL = Sizes(obs=4, action=2, envs=2, capacity=64, episode=10, demonstrations=3, bases=TINY_BASES)
@@ -67,7 +69,7 @@ SMALL = Sizes(obs=4, action=2, envs=2, capacity=64, episode=10, demonstrations=3
 def sample_run(method: str, sizes: Sizes = SMALL) -> tuple[str, Run]:
     """The first kind of base that the method takes, and a run on it. Raises UserError where it takes none."""
     refusals = []
-    for kind, cfg in sizes.bases.items():
+    for kind, cfg in sizes.bases:
         torch.manual_seed(0)
         base: Any = build(kind, sizes.obs, sizes.action, cfg)
         problem = Problem(

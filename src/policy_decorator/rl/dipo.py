@@ -117,7 +117,8 @@ class DIPO:
     updates: int = 0
 
     def __post_init__(self) -> None:
-        self.target, self.target_actor = (copy.deepcopy(net).requires_grad_(False) for net in (self.critic, self.actor))
+        self.target: Any = copy.deepcopy(self.critic).requires_grad_(False)
+        self.target_actor: Any = copy.deepcopy(self.actor).requires_grad_(False)
         self.critic_opt = Descent(self.critic.parameters(), self.cfg.lr, self.cfg.max_grad_norm)
         self.actor_opt = Descent(self.actor.learned, self.cfg.lr, self.cfg.max_grad_norm)
 
