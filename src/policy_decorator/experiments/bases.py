@@ -74,12 +74,16 @@ DOOR = BaseConfig(
     training=ADROIT_TRAINING,
     evaluate=True,
 )
+PEN = replace(DOOR, task="adroit/pen", source="expert npz", file="adroit/pen_expert.npz", episodes=5, noise=0.0)
 PEG = BaseConfig(
     "metaworld/peg-insert-side", episodes=METAWORLD["peg-insert-side"], policy="mlp", training=MLP_TRAINING
 )
 STACK_CUBE = BaseConfig(
     "maniskill/stack-cube", source="motion planning", episodes=100, noise=0.0, net=SMALL_BET, training=ADROIT_TRAINING
 )
+
+BOUNDED = {"bounded_offset": True, "action_scale": 0.5}
+"""What SAC with LoRA asks of a Behavior Transformer (paper B.4.1)."""
 
 # DPPO's network, which costs less than a U-Net where there is no GPU.
 SMALL_DIFFUSION = {
@@ -120,14 +124,13 @@ def _others(base: BaseConfig) -> Mapping[str, BaseConfig]:
 BASES: Mapping[str, BaseConfig] = {
     **{f"metaworld/{name}": replace(PEG, task=f"metaworld/{name}", episodes=n) for name, n in METAWORLD.items()},
     "adroit/door": DOOR,
-    "adroit/pen": replace(
-        DOOR, task="adroit/pen", source="expert npz", file="adroit/pen_expert.npz", episodes=5, noise=0.0
-    ),
+    "adroit/pen": PEN,
     "maniskill/stack-cube": STACK_CUBE,
     **{f"{PEG.task}-{name}": replace(PEG, **changes) for name, changes in OTHER_KINDS.items()},
     f"{PEG.task}:rgb": SEEN,
     f"{PEG.task}:rgb-diffusion": replace(SEEN, policy="diffusion", net=SMALL_DIFFUSION, training=DIFFUSION_TRAINING),
-    **{name: other for base in (PEG, DOOR, STACK_CUBE) for name, other in _others(base).items()},
+    **{name: other for base in (PEG, DOOR, PEN, STACK_CUBE) for name, other in _others(base).items()},
+    **{f"{base.task}-bounded": replace(base, net={**SMALL_BET, **BOUNDED}) for base in (DOOR, PEN)},
     **{f"{base.task}-diffusion": base for base in (SQUARE, TRANSPORT)},
 }
 

@@ -80,11 +80,14 @@ def _fine_tuning(task: str) -> tuple[Entry, ...]:
         "IQL": "iql",
         "AWAC": "awac",
         "DAPG": "dapg",
+        "DAC": "dac",
         "ROT": "rot",
     }
     return (
         _entry(task, "Policy Decorator"),
         *(_entry(task, label, method=method) for label, method in methods.items()),
+        _entry(task, "SAC with LoRA", base="bounded", method="sac-lora"),
+        _entry(task, "DIPO", base="diffusion", method="dipo"),
     )
 
 
