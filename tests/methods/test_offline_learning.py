@@ -99,7 +99,9 @@ def test_rlpd_learns_from_demonstrations_what_it_would_not_find() -> None:
 
 
 def test_sacfd_learns_from_demonstrations_in_its_replay() -> None:
-    assert success(learned("sacfd", settings("sacfd"), expert(20), 3_000)) > 0.35  # without them: 0.07
+    """Of 20 demonstrations, 0.08 to 0.32: in a pool they are soon too few."""
+    run = learned("sacfd", settings("sacfd"), expert(60), 3_000)
+    assert success(run) > 0.5  # 0.77 to 1.00; without them: 0.03
 
 
 def test_iql_imitates_the_better_actions() -> None:
