@@ -106,14 +106,14 @@ def test_what_it_needs(small: Any, steady: nn.Module) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("learns", [True, False])
 def test_it_learns_to_reach_from_demonstrations_alone(learns: bool, make_config: Any, steady: nn.Module) -> None:
-    """Seeds 0 to 4: 0.53 to 0.92; 0.00 where the discriminator stays as it was at first."""
+    """Seeds 0 to 4: 0.43 to 0.70; 0.00 where the discriminator stays as it was at first."""
     demos = record_expert(TASKS["toy/reach"], 100, seed=500_000, noise=0.3)
-    sac = SACConfig(gamma=0.8, tau=0.05, lr=1e-3, batch_size=128, actor_every=2)
-    d = DiscriminatorConfig(d_width=64, d_steps=16, d_batch=128, gradient_penalty=0.3, d_lr=1e-3 if learns else 1e-12)
+    sac = SACConfig(gamma=0.8, tau=0.05, lr=2e-3, batch_size=64, actor_every=2)
+    d = DiscriminatorConfig(d_width=64, d_steps=16, d_batch=128, gradient_penalty=0.03, d_lr=1e-3 if learns else 1e-12)
     nets, td3 = NetConfig(width=64, depth=2), TD3Config(exploration_std=0.3)
     learn = Config(nets=nets, sac=sac, td3=td3, discriminator=d)
-    steps = 3_000 if learns else 1_000
+    steps = 2_000 if learns else 600
     config = make_config(total_steps=steps, eval_every=1_000, eval_episodes=30, test_episodes=60, warmup_steps=300)
     config = replace(config, method="dac", learn=learn, train=replace(config.train, updates_per_step=1.0))
     refined, _ = refine(config, cast(Any, steady), demos=demos)
-    assert (refined.summary["refined_success"] > 0.3) == learns
+    assert (refined.summary["refined_success"] > 0.2) == learns

@@ -1,6 +1,6 @@
 """Each method learns on the toy task what it could not without the part that makes it what it is.
 
-The number behind a floor is what was measured; what remains without the part stands beside it.
+Behind a floor stands what was measured with several seeds, and what remains without the part.
 """
 
 from collections.abc import Callable
@@ -93,22 +93,26 @@ def success(run: Run) -> float:
 
 def test_rlpd_learns_from_demonstrations_what_it_would_not_find() -> None:
     nets = replace(NETS, critic_layer_norm=True)
-    assert success(learned("rlpd", settings("rlpd", nets=nets), expert(20), 3_000)) > 0.55  # demo_share = 0: 0.07
+    assert (
+        success(learned("rlpd", settings("rlpd", nets=nets), expert(20), 3_000)) > 0.35
+    )  # 0.53 to 0.70; demo_share = 0: 0.07
 
 
 def test_sacfd_learns_from_demonstrations_in_its_replay() -> None:
-    assert success(learned("sacfd", settings("sacfd"), expert(20), 3_000)) > 0.35  # without them: 0.07
+    """Of 20 demonstrations, 0.08 to 0.32: in a pool they are soon too few."""
+    run = learned("sacfd", settings("sacfd"), expert(60), 3_000)
+    assert success(run) > 0.5  # 0.77 to 1.00; without them: 0.03
 
 
 def test_iql_imitates_the_better_actions() -> None:
     cfg = settings("iql", offline_updates=800, iql=IQLConfig(advantage_sharpness=5.0), sac=_short_sighted())
-    assert success(learned("iql", cfg, expert(60, wrong=0.45))) > 0.8  # advantage_sharpness = 0: 0.13
+    assert success(learned("iql", cfg, expert(60, wrong=0.45))) > 0.5  # 0.72 to 0.80; advantage_sharpness = 0: 0.13
 
 
 def test_awac_imitates_the_better_actions() -> None:
     awac = AWACConfig(advantage_temperature=0.2)
     cfg = settings("awac", offline_updates=800, awac=awac, sac=_short_sighted())
-    assert success(learned("awac", cfg, expert(60, wrong=0.45))) > 0.4  # a temperature of 1e6: 0.05
+    assert success(learned("awac", cfg, expert(60, wrong=0.45))) > 0.3  # 0.48 to 0.65; a temperature of 1e6: 0.05
 
 
 def _short_sighted() -> SACConfig:
@@ -136,10 +140,10 @@ def test_cql_doubts_what_the_data_do_not_show() -> None:
 def test_cal_ql_doubts_no_more_than_was_really_reached() -> None:
     shown, policys, uniform, data = _values("cal-ql", 10.0)
     reference = data.reference.mean().item()
-    assert policys > reference  # not calibrated, as measured next: below it
+    assert policys > reference  # by 1.4 to 1.9
     assert shown - uniform > 5
-    _, policys, _, _ = _values("cql", 10.0)
-    assert policys < reference
+    _, doubted, _, _ = _values("cql", 10.0)  # not calibrated: about the reference or below it
+    assert policys - doubted > 1  # 1.8 to 2.3
 
 
 def _followed() -> SACConfig:
@@ -168,6 +172,6 @@ def test_dapg_follows_demonstrations_and_its_own_gains() -> None:
     dapg = DAPGConfig(rollout=32, demo_weight=1.0, demo_decay=1.0, value_epochs=2)
     online: dict[str, Any] = {"envs": 16, "warmup_steps": 0}
     alone = settings("dapg", offline_updates=0, dapg=dapg)
-    assert success(learned("dapg", alone, expert(60), 10_000, **online)) > 0.3  # demo_weight = 0: 0.05
+    assert success(learned("dapg", alone, expert(60), 10_000, **online)) > 0.2  # 0.35 to 0.63; demo_weight = 0: 0.05
     cloned = settings("dapg", offline_updates=400, dapg=replace(dapg, demo_weight=0.1, demo_decay=0.95))
-    assert success(learned("dapg", cloned, expert(60), 10_000, **online)) > 0.9
+    assert success(learned("dapg", cloned, expert(60), 10_000, **online)) > 0.8  # 1.00

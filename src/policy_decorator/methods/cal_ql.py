@@ -3,7 +3,7 @@
 The paper learns offline on demonstrations and goes on with plain SAC, because every conservative update asks the policy
 dozens of times; the original goes on as it began (`online = conservative`). App. F.3 leads from one to the other:
 
-    A  all data, failures too   online = conservative, offline_data = all
+    A  all data, failures too   online = conservative, offline_data = all  (pidec refine --demos DEMOS ROLLOUTS)
     B  demonstrations only      online = conservative, offline_data = successes
     C  and SAC online           online = sac, offline_data = successes
     D, E  and a GPT, or the BeT, as the actor: not here, where the actor is an MLP
