@@ -215,6 +215,7 @@ def test_evaluations_after_so_many_updates_and_the_count_of_what_learns(
 
 @pytest.mark.slow
 def test_a_poor_behavior_transformer_becomes_a_good_one(tmp_path: Path) -> None:
+    """Of seeds 0, 1 and 2: 19, 19 and 23 % before, 100 % each after."""
     base = _bet()
     before = {name: x.clone() for name, x in base.state_dict().items()}
     refined = api.run(_config(5_000), base, out=tmp_path / "run")
