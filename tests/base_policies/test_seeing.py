@@ -194,6 +194,7 @@ def test_vinn_sees_through_the_eyes_of_a_trained_policy(demos: Demonstrations, t
     torch.testing.assert_close(policy.act(windows)[:, 0], torch.from_numpy(demos.actions[40:50]))  # its own neighbour
     windows["rgb"].copy_(windows["rgb"].flip(0))  # other pictures, other neighbours
     assert not torch.equal(policy.act(windows)[:, 0], torch.from_numpy(demos.actions[40:50]))
+    torch.testing.assert_close(policy.act(windows[:3]), policy.act(windows)[:3])  # rows do not influence each other
     save_policy(policy, tmp_path / "vinn", details={})
     loaded = load_policy(tmp_path / "vinn")
     assert torch.equal(loaded.act(windows), policy.act(windows))

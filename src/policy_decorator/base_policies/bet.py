@@ -103,7 +103,7 @@ class BehaviorTransformer(nn.Module):
         self.register_buffer("centres", torch.zeros(cfg.clusters, action_size))
         scale = torch.full((action_size,), cfg.action_scale)
         scale[-1] *= cfg.last_action_scale
-        self.register_buffer("scale", None if (scale == 1).all() else scale)
+        self.register_buffer("scale", None if cfg.action_scale == cfg.last_action_scale == 1 else scale)
 
     @torch.no_grad()
     def _initialise(self) -> None:
