@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from tuned import reaching
 
 from policy_decorator.decorator import ProgressiveExploration, Residual
-from policy_decorator.demos.dataset import Demonstrations
-from policy_decorator.envs.toy import TASKS, Reach
+from policy_decorator.envs.toy import Reach
 from policy_decorator.errors import MissingExtra, UserError
 from policy_decorator.methods import METHODS, Problem, Run, settings_of
 from policy_decorator.methods.fish import Config
@@ -188,23 +188,6 @@ class Knowing(nn.Module):
         return cast(Any, self.steady).act(window)
 
 
-def _reaching(episodes: int, steps: int) -> Demonstrations:
-    """The expert goes to the goal and stays."""
-    task = TASKS["toy/reach"]
-    assert task.make_expert is not None
-    expert, env, rows = task.make_expert(), task.make_env(None), []
-    for seed in range(500_000, 500_000 + episodes):
-        obs, _ = env.reset(seed=seed)
-        for _ in range(steps):
-            action = expert(obs).astype(np.float32)
-            following, *_, info = env.step(action)
-            rows.append((obs, action, info["success"]))
-            obs = following
-    obs, actions, success = (np.array(column) for column in zip(*rows, strict=True))
-    lengths, seeds = np.full(episodes, steps), np.arange(episodes)
-    return Demonstrations("toy/reach", obs.astype(np.float32), actions, success, lengths, seeds, "expert", {})
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("rewarded", [True, False])
 def test_it_learns_to_reach_without_being_told_of_success(
@@ -227,7 +210,7 @@ def test_it_learns_to_reach_without_being_told_of_success(
     config = make_config(total_steps=steps, eval_every=1_500, warmup_steps=600, test_episodes=40, save_every=3_000)
     config = replace(config, method="fish", learn=learn, max_steps=15, ends_at_success=False, keep="last", workers=0)
     config = replace(config, train=replace(config.train, updates_per_step=1.0))
-    refined, _ = refine(config, cast(Any, Knowing(steady)), demos=_reaching(20, 15))
+    refined, _ = refine(config, cast(Any, Knowing(steady)), demos=reaching(20, 15))
     assert refined.summary["base_success"] < 0.5
     assert (refined.summary["refined_success"] > 0.7) == rewarded
     if rewarded:  # the reward rises toward the demonstrations

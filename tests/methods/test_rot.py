@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from tuned import reaching
 
 from policy_decorator.base_policies import build
 from policy_decorator.base_policies.bet import BeTConfig
 from policy_decorator.base_policies.mlp import MLPConfig
-from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.envs.toy import TASKS
 from policy_decorator.envs.vector import SimulatorVector
 from policy_decorator.errors import UserError
@@ -172,23 +172,6 @@ def _steering(bias: tuple[float, float] = (0.14, 0.06)) -> Any:
     return policy
 
 
-def reaching(episodes: int, steps: int) -> Demonstrations:
-    """The expert goes to the goal and stays."""
-    task = TASKS["toy/reach"]
-    assert task.make_expert is not None
-    expert, env, rows = task.make_expert(), task.make_env(None), []
-    for seed in range(500_000, 500_000 + episodes):
-        obs, _ = env.reset(seed=seed)
-        for _ in range(steps):
-            action = expert(obs).astype(np.float32)
-            following, *_, info = env.step(action)
-            rows.append((obs, action, info["success"]))
-            obs = following
-    obs, actions, success = (np.array(column) for column in zip(*rows, strict=True))
-    lengths, seeds = np.full(episodes, steps), np.arange(episodes)
-    return Demonstrations("toy/reach", obs.astype(np.float32), actions, success, lengths, seeds, "expert", {})
-
-
 class Knowing(TrunkCritics):
     """Measures distances, and values, by where the goal lies from here."""
 
@@ -201,13 +184,17 @@ class Knowing(TrunkCritics):
 def test_the_base_is_tuned_to_reach_without_being_told_of_success(
     tmp_path: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Episodes do not end at success either. What is saved and loaded is the tuned policy itself."""
+    """Episodes do not end at success either. What is saved and loaded is the tuned policy itself.
+
+    Seeds 0 to 4: 25 -> 100 % each; with imitation_weight = 0 (seeds 0, 1, 2, 4): 3, 13, 23, 33 %. The default weight
+    ends anywhere from 20 to 100 %, by the seed; imitation without the reward reaches 100 % here, too.
+    """
     monkeypatch.setattr(rot, "TrunkCritics", Knowing)
     demos = reaching(20, 15)
     nets = NetConfig(width=32, depth=2)
     sac = SACConfig(gamma=0.8, lr=3e-4, batch_size=64, temperature=0.002, entropy_in_backup=False)
-    learn = Config(compared=3, trunk=4, nets=nets, sac=sac)
-    config = make_config(total_steps=4_000, eval_every=4_000, warmup_steps=300, test_episodes=40, save_every=4_000)
+    learn = Config(compared=3, trunk=4, imitation_weight=0.3, nets=nets, sac=sac)
+    config = make_config(total_steps=3_000, eval_every=3_000, warmup_steps=300, test_episodes=40, save_every=3_000)
     config = replace(config, method="rot", learn=learn, max_steps=15, ends_at_success=False, keep="last", workers=0)
     config = replace(config, train=replace(config.train, updates_per_step=1.0))
     base = _steering()

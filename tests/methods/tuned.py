@@ -1,4 +1,4 @@
-"""Poor base policies of toy/reach, trained in seconds, for methods that tune them; and an interrupted run."""
+"""Poor base policies of toy/reach, trained in seconds, an expert's demonstrations, and an interrupted run."""
 
 import json
 from collections.abc import Iterator
@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from policy_decorator import api, snapshot
+from policy_decorator.demos.dataset import Demonstrations
+from policy_decorator.envs.toy import TASKS
 from policy_decorator.progress import Silent, Update
 
 
@@ -91,3 +94,20 @@ def assert_resumed_is_as_uninterrupted(config: Any, base: Any, folder: Path, at:
     for part, value in whole.items():
         assert value == cut[part], part
     return whole
+
+
+def reaching(episodes: int, steps: int) -> Demonstrations:
+    """The expert goes to the goal and stays."""
+    task = TASKS["toy/reach"]
+    assert task.make_expert is not None
+    expert, env, rows = task.make_expert(), task.make_env(None), []
+    for seed in range(500_000, 500_000 + episodes):
+        obs, _ = env.reset(seed=seed)
+        for _ in range(steps):
+            action = expert(obs).astype(np.float32)
+            following, *_, info = env.step(action)
+            rows.append((obs, action, info["success"]))
+            obs = following
+    obs, actions, success = (np.array(column) for column in zip(*rows, strict=True))
+    lengths, seeds = np.full(episodes, steps), np.arange(episodes)
+    return Demonstrations("toy/reach", obs.astype(np.float32), actions, success, lengths, seeds, "expert", {})

@@ -1,7 +1,7 @@
 """A base policy whose own parameters go on learning: what fine-tuning methods have in common."""
 
-from dataclasses import dataclass, field, replace
-from typing import Any, Self, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -9,9 +9,8 @@ from torch import Tensor
 from policy_decorator.chunks import unqueued
 from policy_decorator.decorator import DecoratedPolicy
 from policy_decorator.errors import UserError
-from policy_decorator.memory import RowMemory, ask, session
-
-ONE = torch.ones((), dtype=torch.int64)
+from policy_decorator.memory import ask
+from policy_decorator.methods.opening import BaseFirst
 
 
 @dataclass(frozen=True)
@@ -28,27 +27,16 @@ class FineTuned(DecoratedPolicy):
 
 
 @dataclass(frozen=True)
-class Opened(FineTuned):
+class Opened(BaseFirst, FineTuned):
     """The base in the first `base_steps` environment steps of an episode, then the fine-tuned policy (App. F.4)."""
 
     base_steps: int = 0
-    counts: RowMemory = field(default_factory=RowMemory, init=False)
-
-    def session(self) -> Self:
-        return replace(self, base=session(self.base))
-
-    def reset(self, rows: Tensor) -> None:
-        super().reset(rows)
-        self.counts.reset(rows)
 
     @torch.no_grad()
     def act(self, window: Tensor, rows: Tensor | None = None) -> Tensor:
         """(B, To, Do) -> (B, Ta, Da); both are asked at every decision."""
         rows = torch.arange(len(window)) if rows is None else rows
-        base, tuned = ask(self.base, window, rows), super().act(window)
-        steps = self.counts.read("steps", rows, ONE)
-        self.counts.write("steps", rows, steps + base.shape[1])
-        return torch.where((steps < self.base_steps).to(base.device)[:, None, None], base, tuned)
+        return self.handed_over(rows, ask(self.base, window, rows), super().act(window), self.base_steps)
 
 
 def diffusion_of(method: str, base: Any) -> Any:

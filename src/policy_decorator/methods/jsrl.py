@@ -9,23 +9,21 @@ by `step_back`, if they do as well as they ever did; at 0 the base is out of the
 
 from collections import deque
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from policy_decorator.decorator import DecoratedPolicy
 from policy_decorator.errors import UserError
 from policy_decorator.evaluation import Episodes
-from policy_decorator.memory import RowMemory, ask, session
+from policy_decorator.memory import ask
 from policy_decorator.methods.alone import Takeover, own_actions, refuse_pictures
 from policy_decorator.methods.off_policy import OffPolicyConfig, assemble, learner_of, networks
+from policy_decorator.methods.opening import BaseFirst
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.nets import NetConfig, TanhGaussian
 from policy_decorator.rollout import Collector
-
-ONE = torch.ones((), dtype=torch.int64)
 
 
 @dataclass(frozen=True)
@@ -97,17 +95,8 @@ class Curriculum:
 
 
 @dataclass(frozen=True)
-class JumpStarted(DecoratedPolicy):
-    """Base policy and successor as one policy, which counts the steps of every row's episode."""
-
-    counts: RowMemory = field(default_factory=RowMemory, init=False)
-
-    def session(self) -> Self:
-        return replace(self, base=session(self.base))
-
-    def reset(self, rows: Tensor) -> None:
-        super().reset(rows)
-        self.counts.reset(rows)
+class JumpStarted(BaseFirst):
+    """Base policy and successor as one policy."""
 
     @torch.no_grad()
     def act(self, window: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -115,11 +104,8 @@ class JumpStarted(DecoratedPolicy):
         rows = torch.arange(len(window)) if rows is None else rows
         base = ask(self.base, window, rows)
         raw = self.actor.mode(self.composition.actor_input(window[:, -1], base))
-        steps = self.counts.read("steps", rows, ONE)
-        self.counts.write("steps", rows, steps + base.shape[1])
-        guide_steps: Any = getattr(self.actor, "guide_steps", 0)
-        guided = (steps.to(base.device) < guide_steps)[:, None, None]
-        return torch.where(guided, base, self.composition.execute(base, raw))
+        own = self.composition.execute(base, raw)
+        return self.handed_over(rows, base, own, getattr(self.actor, "guide_steps", 0))
 
 
 def build(cfg: Config, p: Problem) -> Run:
