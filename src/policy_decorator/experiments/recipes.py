@@ -34,7 +34,10 @@ PAPER_STEPS = {"metaworld": 100_000, "adroit": 150_000}
 """Environment steps after which `paper` is given up, by simulator."""
 FAST_STEPS = {"metaworld": 40_000, "adroit": 80_000}
 PARTS_STEPS = {"metaworld": 25_000, "adroit": 40_000}
-"""Of `fast` without one of its parts, which is compared with `fast` after as many steps."""
+"""Of `fast` without one of its parts, which is compared with `fast` at the same steps."""
+PARTS_EVERY = {"metaworld": 5_000, "adroit": 10_000}
+"""Environment steps between two evaluations of such a run."""
+PARTS_TEST_EPISODES = 50
 PAPER_METAWORLD = {"bound": 0.3, "horizon": 20_000}
 """alpha and H for tasks that are not in the paper: its alpha on most tasks, and an H that leaves `paper` time."""
 
@@ -84,7 +87,15 @@ def _without(fast: Entry, part: str, paper: Entry) -> Entry:
     if part.endswith("= auto"):
         name = part.split()[0]
         changes[name] = getattr(config(paper, seed=0).learn, name)
-    return replace(fast, label=f"fast without {part}", total_steps=PARTS_STEPS[_simulator(fast.base)], **changes)
+    simulator = _simulator(fast.base)
+    return replace(
+        fast,
+        label=f"fast without {part}",
+        total_steps=PARTS_STEPS[simulator],
+        train={"eval_every": PARTS_EVERY[simulator]},
+        run={**fast.run, "test_episodes": PARTS_TEST_EPISODES},
+        **changes,
+    )
 
 
 ENTRIES = tuple(entry for task in (*FOUND_ON, *HELD_OUT) for entry in _entries(task))
@@ -115,9 +126,9 @@ def summary(curves: Sequence[Sequence[Any]]) -> dict[str, Any]:
 def _ends(curves: Sequence[Sequence[Any]], task: str) -> dict[str, float]:
     found = {entry.label: _curves(curves, task, entry.label) for entry in ENTRIES if entry.base == task}
     found = {label: curve for label, curve in found.items() if curve}
-    if last := max((max(curve) for label, curve in found.items() if " without " in label), default=0):
-        as_long = {step: values for step, values in found["fast"].items() if step <= last}
-        found["fast, as long as without a part"] = as_long
+    if parts := [set(curve) for label, curve in found.items() if " without " in label]:
+        steps = set.union(*parts)
+        found["fast, as long as without a part"] = {s: values for s, values in found["fast"].items() if s in steps}
     return {label: _end(curve) for label, curve in found.items()}
 
 
