@@ -33,11 +33,11 @@ PAPER_ON = (
 PAPER_STEPS = {"metaworld": 100_000, "adroit": 150_000}
 """Environment steps after which `paper` is given up, by simulator."""
 FAST_STEPS = {"metaworld": 40_000, "adroit": 80_000}
-PARTS_STEPS = {"metaworld": 25_000, "adroit": 40_000}
+PARTS_STEPS = {"metaworld": 20_000, "adroit": 30_000}
 """Of `fast` without one of its parts, which is compared with `fast` at the same steps."""
 PARTS_EVERY = {"metaworld": 5_000, "adroit": 10_000}
 """Environment steps between two evaluations of such a run."""
-PARTS_TEST_EPISODES = 50
+PARTS_TEST_EPISODES = 20
 PAPER_METAWORLD = {"bound": 0.3, "horizon": 20_000}
 """alpha and H for tasks that are not in the paper: its alpha on most tasks, and an H that leaves `paper` time."""
 
