@@ -2,16 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
-from tuned import assert_resumed_is_as_uninterrupted, demonstrated, imitated, left_behind
+from tuned import assert_resumed_is_as_uninterrupted, left_behind, poor_bet, untrained_bet
 
 from policy_decorator import api
-from policy_decorator.base_policies.bet import BehaviorTransformer, BeTConfig
+from policy_decorator.base_policies.bet import BehaviorTransformer
 from policy_decorator.base_policies.checkpoint import load_policy
 from policy_decorator.envs.toy import TASKS
 from policy_decorator.envs.vector import make_vector
@@ -42,19 +41,6 @@ QUICK = Config(
 )
 
 
-def _untrained(**changes: Any) -> BehaviorTransformer:
-    sizes: dict[str, Any] = {"context": 2, "clusters": 4, "layers": 1, "heads": 2, "width": 16, "gpt_output": 16}
-    policy = BehaviorTransformer(BeTConfig(**sizes | {"dropout": 0.05, "bounded_offset": True} | changes), 4, 2)
-    actions = demonstrated(500, 1)[1][:, 0].numpy()
-    demos: Any = SimpleNamespace(actions=actions, observations=None)
-    policy.fit_statistics(demos)
-    return policy
-
-
-def _bet(**changes: Any) -> Any:
-    return imitated(_untrained(**changes), steps=300, rows=128, lr=3e-3)
-
-
 def _run(base: Any, cfg: Config = QUICK, **changes: Any) -> Run:
     env = make_vector(TASKS["toy/reach-gym"].with_episodes(10, True), 3, context=getattr(base, "context", 1))
     given = {"obs_size": 4, "chunk": (1, 2), "capacity": 1000, "warmup_steps": 0} | changes
@@ -78,7 +64,7 @@ def _config(total: int, **changes: Any) -> RefineConfig:
 
 
 def test_before_the_first_update_it_is_the_base_bit_for_bit() -> None:
-    base = _untrained(action_scale=0.7, last_action_scale=0.5)
+    base = untrained_bet(action_scale=0.7, last_action_scale=0.5)
     before = {name: x.clone() for name, x in base.state_dict().items()}
     run, window, answers = _run(base), torch.rand(9, 2, 4), []
     for policy in (base, run.policy):
@@ -94,7 +80,7 @@ def test_before_the_first_update_it_is_the_base_bit_for_bit() -> None:
 
 
 def test_the_actor_acts_from_the_first_step_on() -> None:
-    run = _run(_untrained(dropout=0.0), warmup_steps=100)
+    run = _run(untrained_bet(dropout=0.0), warmup_steps=100)
     assert run.knows
     before = run.collector.window.flatten(1)
     transition, _ = run.collector.decide(run.explorer)
@@ -106,7 +92,7 @@ def test_the_actor_acts_from_the_first_step_on() -> None:
 
 @pytest.mark.parametrize("critic", ["gpt", "pretrained"])
 def test_critics_may_be_transformers(critic: Any) -> None:
-    base = _untrained(dropout=0.0)
+    base = untrained_bet(dropout=0.0)
     run = _run(base, replace(QUICK, critic=critic))
     critics, window = run.learner.critic, torch.rand(5, 2, 4)
     assert isinstance(critics, BackboneCritics)
@@ -120,7 +106,7 @@ def test_critics_may_be_transformers(critic: Any) -> None:
 
 
 def test_behind_the_bases_steps_only_own_decisions_are_learned_from() -> None:
-    base = _untrained(dropout=0.0)
+    base = untrained_bet(dropout=0.0)
     run = _run(base, replace(QUICK, base_steps=4, n_step=3))
     _collect(run, 25)
     kept = run.replay.data
@@ -133,7 +119,7 @@ def test_behind_the_bases_steps_only_own_decisions_are_learned_from() -> None:
 
 
 def test_the_base_opens_an_episode_in_evaluation_too(tmp_path: Path) -> None:
-    base = _untrained(dropout=0.0)
+    base = untrained_bet(dropout=0.0)
     run = _run(base, replace(QUICK, base_steps=2))
     policy = cast(Opened, run.policy).session()
     with torch.no_grad():
@@ -162,9 +148,9 @@ def test_what_it_cannot_tune_is_refused(steady: nn.Module) -> None:
     with pytest.raises(UserError, match="tunes a Behavior Transformer"):
         _run(steady)
     with pytest.raises(UserError, match="--bounded-offset"):
-        _run(_untrained(bounded_offset=False))
+        _run(untrained_bet(bounded_offset=False))
     with pytest.raises(UserError, match="no eyes"):
-        _run(_untrained(), shapes={"rgb": (3, 8, 8)})
+        _run(untrained_bet(), shapes={"rgb": (3, 8, 8)})
     contradictions: list[dict[str, Any]] = [{"learner": "td3"}, {"demo_share": 0.5}]
     for changes in contradictions:
         with pytest.raises(UserError, match="learns with sac, from its own decisions"):
@@ -200,7 +186,7 @@ def test_evaluations_after_so_many_updates_and_the_count_of_what_learns(
     """App. F.2: between two rounds' ends too, and the run goes on as it would have."""
     _quiet(monkeypatch)
     small = {"envs": 4, "eval_episodes": 8, "test_episodes": 8}
-    config, heard, base = _config(640, **small), Listening(), _bet()
+    config, heard, base = _config(640, **small), Listening(), poor_bet()
     api.run(config, base, out=tmp_path / "plain")
     watched = replace(config, learn=replace(QUICK, evaluate_after=(7, 30)))
     api.run(watched, base, out=tmp_path / "watched", display=heard)
@@ -216,7 +202,7 @@ def test_evaluations_after_so_many_updates_and_the_count_of_what_learns(
 @pytest.mark.slow
 def test_a_poor_behavior_transformer_becomes_a_good_one(tmp_path: Path) -> None:
     """Of seeds 0, 1 and 2: 19, 19 and 23 % before, 100 % each after."""
-    base = _bet()
+    base = poor_bet()
     before = {name: x.clone() for name, x in base.state_dict().items()}
     refined = api.run(_config(5_000), base, out=tmp_path / "run")
     assert refined.summary["base_success"] < 0.5
@@ -236,5 +222,5 @@ def test_resumed_is_as_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyP
     learn = replace(QUICK, critic_first=10, base_steps=2, n_step=2, noise_hold=2)
     config = _config(800, learn=learn, envs=4, eval_episodes=8, test_episodes=8)
     config = replace(config, train=replace(config.train, warmup_steps=100, log_every=100, save_every=160))
-    whole = assert_resumed_is_as_uninterrupted(config, _bet(), tmp_path, at=500)
+    whole = assert_resumed_is_as_uninterrupted(config, poor_bet(), tmp_path, at=500)
     assert whole["state"]["intake"]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from policy_decorator import api, snapshot
+from policy_decorator.base_policies.bet import BehaviorTransformer, BeTConfig
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.envs.toy import TASKS
 from policy_decorator.progress import Silent, Update
@@ -41,6 +43,21 @@ def imitated(policy: Any, steps: int, rows: int, lr: float) -> Any:
         policy.loss(window, actions).backward()
         optimizer.step()
     return policy.eval().requires_grad_(False)
+
+
+def untrained_bet(**changes: Any) -> BehaviorTransformer:
+    """A small Behavior Transformer whose offsets are bounded; it knows its clusters."""
+    sizes: dict[str, Any] = {"context": 2, "clusters": 4, "layers": 1, "heads": 2, "width": 16, "gpt_output": 16}
+    policy = BehaviorTransformer(BeTConfig(**sizes | {"dropout": 0.05, "bounded_offset": True} | changes), 4, 2)
+    actions = demonstrated(500, 1)[1][:, 0].numpy()
+    demos: Any = SimpleNamespace(actions=actions, observations=None)
+    policy.fit_statistics(demos)
+    return policy
+
+
+def poor_bet(**changes: Any) -> Any:
+    """The same after some imitation: it succeeds in a fifth of the episodes."""
+    return imitated(untrained_bet(**changes), steps=300, rows=128, lr=3e-3)
 
 
 class Interrupted(Silent):
@@ -78,18 +95,20 @@ def _plain(x: Any) -> Any:
     return [_plain(value) for value in x] if isinstance(x, list | tuple) else x
 
 
-def assert_resumed_is_as_uninterrupted(config: Any, base: Any, folder: Path, at: int) -> dict[str, Any]:
+def assert_resumed_is_as_uninterrupted(
+    config: Any, base: Any, folder: Path, at: int, demos: Demonstrations | None = None
+) -> dict[str, Any]:
     """And what is left behind. Raises AssertionError."""
-    api.run(config, base, out=folder / "whole")
+    api.run(config, base, demos=demos, out=folder / "whole")
     try:
-        api.run(config, base, out=folder / "cut", display=Interrupted(at))
+        api.run(config, base, demos=demos, out=folder / "cut", display=Interrupted(at))
     except KeyboardInterrupt:
         stopped = True
     else:
         stopped = False
     assert stopped
     torch.rand(7)  # whatever the new process has drawn
-    api.run(replace(config), base, out=folder / "cut", resume=True)
+    api.run(replace(config), base, demos=demos, out=folder / "cut", resume=True)
     whole, cut = left_behind(folder / "whole"), left_behind(folder / "cut")
     for part, value in whole.items():
         assert value == cut[part], part

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from policy_decorator.base_policies.bet import BehaviorTransformer, BeTConfig
 from policy_decorator.methods.alone import Takeover
 from policy_decorator.rl.cql import (
     Conservative,
@@ -22,6 +23,7 @@ from policy_decorator.rl.cql import (
     sharing,
 )
 from policy_decorator.rl.nets import NetConfig, TanhGaussian
+from policy_decorator.rl.offsets import OffsetActor
 from policy_decorator.rl.replay import Replay
 from policy_decorator.rl.sac import SAC, SACConfig
 from policy_decorator.types import Transition
@@ -69,6 +71,15 @@ def test_many_proposals_measure_the_integral_of_exp_q() -> None:
     gap = learner.gap(torch.zeros(1, 1), q(raw)[None], log_density, None)
     integral = (2 * math.sinh(1.5) / 1.5) * (2 * math.sinh(1.0))
     assert gap.item() - math.log(len(raw)) == pytest.approx(math.log(integral), abs=0.1)
+
+
+def test_densities_are_of_actions_also_where_the_actor_has_those_of_offsets() -> None:
+    """The mean of 1 / p over draws is the volume of what can be drawn: of tanh(u) / S, (2 / S)^n."""
+    policy = BehaviorTransformer(BeTConfig(1, 1, 1, 1, 4, gpt_output=4, bounded_offset=True, action_scale=0.5), DO, DA)
+    learner, b = _learner(False, cql_samples=20_000), new_batch(1)
+    learner.actor = OffsetActor(policy, None, NetConfig(log_std_min=-3.0), std=1.0)
+    log_density = learner.proposals(b)[1][20_000:]
+    assert torch.logsumexp(-log_density, 0).item() - math.log(40_000) == pytest.approx(DA * math.log(4), abs=0.1)
 
 
 def test_proposals_are_of_three_kinds_with_their_densities() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policy_decorator.decorator import Residual
-from policy_decorator.rl.demonstrations import Demonstrated, Mixed, Share, as_source, transitions
+from policy_decorator.rl.demonstrations import Demonstrated, Mixed, Share, as_source, transitions, windows_of
 from policy_decorator.rl.replay import Replay
 from policy_decorator.types import Transition
 
@@ -31,6 +31,18 @@ def _demonstrated(lengths: list[int], solved: list[bool]) -> Demonstrated:
 episodes = st.lists(st.tuples(st.integers(1, 7), st.booleans()), min_size=1, max_size=5).filter(
     lambda some: any(length > 1 or solved for length, solved in some)
 )
+
+
+@given(some=episodes, context=st.integers(1, 4))
+def test_windows_are_those_that_an_environment_shows(some: list[tuple[int, bool]], context: int) -> None:
+    lengths = [length for length, _ in some]
+    d, expected = _demonstrated(lengths, [True] * len(lengths)), []
+    for episode in d.obs.split(lengths):
+        slots = [episode[0]] * context  # at a reset every slot holds the first frame
+        for frame in episode:
+            slots = [*slots[1:], frame]
+            expected.append(torch.stack(slots))
+    assert torch.equal(windows_of(d, d.obs, context), torch.stack(expected))
 
 
 @given(some=episodes, n_step=st.integers(1, 4), bound=st.sampled_from([0.1, 0.5]))

@@ -63,6 +63,22 @@ def test_only_its_own_parameters_learn() -> None:
     assert all(torch.equal(frozen[name], x) for name, x in before.items())
 
 
+def test_without_its_settings_all_of_the_copy_learns() -> None:
+    policy = _bet()
+    adapted, before = Adapted(policy, policy.lora_layers, None), {k: x.clone() for k, x in policy.state_dict().items()}
+    assert sum(p.numel() for p in adapted.learned) == sum(p.numel() for p in policy.parameters())
+    window = torch.randn(9, 3, 5)
+    for answers in (adapted.act, adapted.merged().act):  # pyright: ignore
+        torch.manual_seed(3)
+        first = answers(window)
+        torch.manual_seed(3)
+        assert torch.equal(first, policy.act(window))
+    _stirred(adapted)
+    torch.manual_seed(3)
+    assert not torch.equal(adapted.act(window), first)
+    assert all(torch.equal(x, before[name]) for name, x in policy.state_dict().items())
+
+
 def test_merged_weights_are_w_plus_the_weighed_product() -> None:
     policy = _bet()
     adapted = _stirred(_adapted(policy))

@@ -35,7 +35,7 @@ PAPER_STEPS = {"metaworld": 100_000, "adroit": 150_000}
 FAST_STEPS = {"metaworld": 40_000, "adroit": 80_000}
 PARTS_STEPS = {"metaworld": 20_000, "adroit": 30_000}
 """Of `fast` without one of its parts, which is compared with `fast` at the same steps."""
-PARTS_EVERY = {"metaworld": 5_000, "adroit": 10_000}
+PARTS_EVERY = 10_000
 """Environment steps between two evaluations of such a run."""
 PARTS_TEST_EPISODES = 20
 PAPER_METAWORLD = {"bound": 0.3, "horizon": 20_000}
@@ -53,6 +53,7 @@ WITHOUT: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "observation statistics": {"learn": {"standardize_obs": False}},
 }
 """A part of `fast` -> the settings in which the paper does without it. The two autos take alpha and H of `paper`."""
+WITHOUT_PART = "fast without "
 WITHOUT_ON = ("metaworld/peg-insert-side", "metaworld/assembly", "metaworld/push-wall", "adroit/door")
 
 LAST = 3
@@ -90,9 +91,9 @@ def _without(fast: Entry, part: str, paper: Entry) -> Entry:
     simulator = _simulator(fast.base)
     return replace(
         fast,
-        label=f"fast without {part}",
+        label=WITHOUT_PART + part,
         total_steps=PARTS_STEPS[simulator],
-        train={"eval_every": PARTS_EVERY[simulator]},
+        train={"eval_every": PARTS_EVERY},
         run={**fast.run, "test_episodes": PARTS_TEST_EPISODES},
         **changes,
     )
@@ -125,11 +126,13 @@ def summary(curves: Sequence[Sequence[Any]]) -> dict[str, Any]:
 
 def _ends(curves: Sequence[Sequence[Any]], task: str) -> dict[str, float]:
     found = {entry.label: _curves(curves, task, entry.label) for entry in ENTRIES if entry.base == task}
-    found = {label: curve for label, curve in found.items() if curve}
-    if parts := [set(curve) for label, curve in found.items() if " without " in label]:
-        steps = set.union(*parts)
-        found["fast, as long as without a part"] = {s: values for s, values in found["fast"].items() if s in steps}
-    return {label: _end(curve) for label, curve in found.items()}
+    parts = {label: curve for label, curve in found.items() if curve and label.startswith(WITHOUT_PART)}
+    ends = {label: _end(curve) for label, curve in found.items() if curve and label not in parts}
+    if parts:
+        parts["fast, as long as without a part"] = found["fast"]
+        steps = set.intersection(*map(set, parts.values()))
+        ends |= {label: _end({step: curve[step] for step in sorted(steps)[1:]}) for label, curve in parts.items()}
+    return ends
 
 
 def _tasks(curves: Sequence[Sequence[Any]]) -> list[str]:

@@ -4,7 +4,7 @@ The base policy is asked nothing in training. It stays beside the learned one fo
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -102,10 +102,10 @@ def from_scratch(method: str, cfg: OffPolicyConfig, p: Problem) -> Run:
     )
 
 
-def collector_alone(cfg: OffPolicyConfig, p: Problem) -> Collector:
+def collector_alone(cfg: OffPolicyConfig, p: Problem, sees: Literal["newest", "window"] = "newest") -> Collector:
     """Steps the environments with the actor's actions only."""
     nobody = Nobody(p.chunk, p.base.context)
-    return Collector(p.env, nobody, Takeover(), ProgressiveExploration(0), cfg.reward_shift, p.seed)
+    return Collector(p.env, nobody, Takeover(), ProgressiveExploration(0), cfg.reward_shift, p.seed, sees)
 
 
 def refuse_pictures(method: str, p: Problem) -> None:

@@ -6,7 +6,8 @@ dozens of times; the original goes on as it began (`online = conservative`). App
     A  all data, failures too   online = conservative, offline_data = all  (pidec refine --demos DEMOS ROLLOUTS)
     B  demonstrations only      online = conservative, offline_data = successes
     C  and SAC online           online = sac, offline_data = successes
-    D, E  and a GPT, or the BeT, as the actor: not here, where the actor is an MLP
+    D  and a GPT from scratch   actor = gpt
+    E  or the BeT itself        actor = base: the paper's baseline
 
 The paper does not say how batches are mixed online: half and half, as the original. Differs from the original: returns
 are of rewards success + `reward_shift`; its {-5, 5} are `reward_shift` -0.5, `cql_weight` and `cql_temperature` 0.1.
@@ -17,9 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from policy_decorator.errors import UserError, lookup
+from policy_decorator.methods.actors import WithAnyActor, actor_and_critics
 from policy_decorator.methods.alone import Takeover
-from policy_decorator.methods.off_policy import networks
-from policy_decorator.methods.offline import FromDemonstrations, run_of, shown_to, source_of
+from policy_decorator.methods.offline import run_of, shown_to, source_of
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.cql import Conservative, CQLConfig, Hindsight, Returning, returning, sharing
 from policy_decorator.rl.demonstrations import as_source
@@ -30,12 +31,14 @@ LADDER: dict[str, dict[str, Any]] = {
     "A": {"online": "conservative", "offline_data": "all"},
     "B": {"online": "conservative", "offline_data": "successes"},
     "C": {"online": "sac", "offline_data": "successes"},
+    "D": {"online": "sac", "offline_data": "successes", "actor": "gpt"},
+    "E": {"online": "sac", "offline_data": "successes", "actor": "base"},
 }
 """Rung of App. F.3 -> settings."""
 
 
 @dataclass(frozen=True)
-class Config(FromDemonstrations):
+class Config(WithAnyActor):
     """Settings of Cal-QL and of CQL."""
 
     offline_updates: int = 20_000
@@ -61,7 +64,8 @@ def ladder(rung: str, **settings: Any) -> Config:
 
 
 def build(cfg: Config, p: Problem) -> Run:
-    """Raises UserError: no demonstrations, a task with pictures, n-step returns where references are needed online."""
+    """Raises UserError: no demonstrations, a task with pictures, n-step returns where references are needed online, a
+    base that `actor` cannot be; MissingExtra: PEFT."""
     return conservative("cal-ql", cfg, p, calibrated=True)
 
 
@@ -74,7 +78,7 @@ def conservative(method: str, cfg: Config, p: Problem, *, calibrated: bool) -> R
     demos = source_of(cfg, shown)
     how: dict[str, Any] = {"n_step": cfg.n_step, "gamma": cfg.sac.gamma, "reward_shift": cfg.reward_shift}
     referred = as_source(cast(Any, returning(shown, **how))) if calibrated else demos
-    actor, critics = networks(cfg, p, p.obs_size, p.obs_size, p.action_size)
+    actor, critics = actor_and_critics(method, cfg, p)
     parts = actor, critics, Takeover(), p.action_size, cfg.sac
     before = Conservative(*parts, cql=cfg.cql, calibrated=calibrated)
     learner = copy.copy(before) if again else SAC(*parts)

@@ -4,13 +4,17 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from policy_decorator.chunks import unqueued
 from policy_decorator.decorator import DecoratedPolicy
 from policy_decorator.errors import UserError
 from policy_decorator.memory import ask
 from policy_decorator.methods.opening import BaseFirst
+
+INITIAL_STD = 0.02
+"""Standard deviation of a Behavior Transformer's offsets (before tanh) at first, where `nets.initial_std` says nothing
+else: wide noise would spoil the base."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,23 @@ def diffusion_of(method: str, base: Any) -> Any:
     return base
 
 
-def trained(actor: torch.nn.Module) -> str:
+def behavior_transformer_of(method: str, base: Any) -> Any:
+    """The base, a Behavior Transformer whose offsets are bounded (App. B.4.1). Raises UserError: it is none."""
+    base = unqueued(base)
+    if not isinstance(base, nn.Module) or not hasattr(base, "choice"):
+        raise UserError(
+            f"{method} tunes a Behavior Transformer of this package (pidec imitate bet --bounded-offset). Take dipo or "
+            "dppo for a Diffusion Policy, and the method policy-decorator for any other base."
+        )
+    if not getattr(base.cfg, "bounded_offset", False):
+        raise UserError(
+            f"{method} needs a Behavior Transformer whose offsets are bounded: train it with pidec imitate bet "
+            "--bounded-offset, and --last-action-scale 0.3 (ManiSkill) or --action-scale 0.5 (Adroit)."
+        )
+    return base
+
+
+def trained(actor: nn.Module) -> str:
     """How much of it learns, in words."""
     sizes = [(p.numel(), p.requires_grad) for p in actor.parameters()]
     learned, total = sum(n for n, learns in sizes if learns), sum(n for n, _ in sizes)

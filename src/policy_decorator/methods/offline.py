@@ -12,19 +12,22 @@ import torch
 
 from policy_decorator.errors import UserError
 from policy_decorator.methods.alone import Alone, Takeover, collector_alone, own_actions, refuse_pictures
+from policy_decorator.methods.finetuned import FineTuned
 from policy_decorator.methods.off_policy import OffPolicyConfig, update_of
 from policy_decorator.methods.problem import Learner, Offline, Problem, Run
-from policy_decorator.rl.demonstrations import Demonstrated, Mixed, Share, as_source, transitions
+from policy_decorator.rl.demonstrations import Demonstrated, Mixed, Share, as_source, transitions, windows_of
 from policy_decorator.rl.exploration import Explorer
 from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
+from policy_decorator.rl.offsets import OffsetActor
 from policy_decorator.rl.replay import DataSource, NStep, Replay
 from policy_decorator.rl.weighted import BoundedGaussian
 from policy_decorator.rollout import Collector
 from policy_decorator.types import Transition
 
-INITIAL_STD = 0.5
-"""Standard deviation of an untrained policy that imitates, where `nets.initial_std` says nothing else."""
+UNTRAINED_STD = 0.5
+"""Standard deviation of an untrained policy that imitates, or of a transformer, where `nets.initial_std` says nothing
+else."""
 
 LEAST_LOG_STD = -5.0
 """Of a policy that imitates: demonstrations that are all alike would make it ever surer of itself (IQL's code)."""
@@ -61,9 +64,19 @@ class FromDemonstrations(OffPolicyConfig):
     def asks_about_demonstrations(self) -> bool:
         return True
 
+    @property
+    def looks_at(self) -> Literal["newest", "window"]:
+        """The frames that the actor sees."""
+        return "newest"
+
+    @property
+    def knows(self) -> bool:
+        """Whether the actor acts itself from the first step on, although nothing was learned offline."""
+        return False
+
 
 def shown_to(method: str, cfg: FromDemonstrations, p: Problem) -> Demonstrated:
-    """The demonstrated actions as the actor's own.
+    """The demonstrated actions as the actor's own, with the frames it looks at.
 
     Raises:
         UserError: no demonstrations, none of which the method may learn; a task with pictures.
@@ -75,7 +88,9 @@ def shown_to(method: str, cfg: FromDemonstrations, p: Problem) -> Demonstrated:
     shown = successes(shown) if cfg.offline_data == "successes" else shown
     if len(shown.obs) < 2:
         raise UserError(f"{method} learns from demonstrations, and these hold no episode that it may learn from.")
-    return shown
+    if cfg.looks_at == "newest":
+        return shown
+    return replace(shown, obs=windows_of(shown, shown.obs, p.base.context).flatten(1))
 
 
 def successes(d: Demonstrated) -> Demonstrated:
@@ -108,7 +123,7 @@ def mixed(cfg: FromDemonstrations, p: Problem, replay: Replay, demos: Replay, co
 
 def imitator(cfg: FromDemonstrations, p: Problem, *, clamps: bool = True) -> BoundedGaussian:
     """A policy for losses that imitate; its parameters and its mode are those of a `TanhGaussian`."""
-    std = INITIAL_STD if cfg.nets.initial_std is None else cfg.nets.initial_std
+    std = UNTRAINED_STD if cfg.nets.initial_std is None else cfg.nets.initial_std
     nets = replace(cfg.nets, initial_std=std, log_std_min=max(cfg.nets.log_std_min, LEAST_LOG_STD))
     actor = BoundedGaussian(p.obs_size, p.chunk, nets, clamps=clamps)
     return standardized(cfg, p, actor).to(p.device)
@@ -131,7 +146,7 @@ def run_of(
     p: Problem,
     demos: Replay,
     learner: Any,
-    actor: TanhGaussian,
+    actor: TanhGaussian | OffsetActor,
     *,
     offline_learner: Any = None,
     offline_demos: Replay | None = None,
@@ -143,7 +158,9 @@ def run_of(
     `offline_learner`: what learns before the first environment step, where it is not `learner` itself; it learns the
     same networks. `kind`: of the replay's rows, which `intake` makes.
     """
-    collector, replay = collector_alone(cfg, p), Replay(p.capacity, kind)
+    collector, replay = collector_alone(cfg, p, cfg.looks_at), Replay(p.capacity, kind)
+    if cfg.looks_at == "window":
+        p = replace(p, compiled=False, cuda_graphs=False)  # a transformer's dropout draws as it goes
     before = copy.copy(learner) if offline_learner is None else offline_learner  # the same parts, and its own count
     offline = None
     if cfg.offline_updates:
@@ -158,7 +175,8 @@ def run_of(
         intake=intake or NStep(cfg.n_step, cfg.sac.gamma),
         data=mixed(cfg, p, replay, demos, collector),
         monitor=Monitor(),
-        policy=Alone(p.base, actor, Takeover()),
+        policy=(Alone if cfg.looks_at == "newest" else FineTuned)(p.base, actor, Takeover()),
         update=update_of(p, learner),
         offline=offline,
+        knows=cfg.knows,
     )

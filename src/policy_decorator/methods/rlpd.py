@@ -1,22 +1,22 @@
 """RLPD (arXiv:2302.02948; paper App. B.5.1): SAC whose batches are half demonstrations, with LayerNorm in its critics.
 
-The paper leaves out the original's ensemble and its many updates per step; `original` puts them back. Differs from the
-paper: the policy is an MLP that learns from scratch, as the original's; the paper fine-tunes its base with it.
+The paper leaves out the original's ensemble and its many updates per step; `original` puts them back. Its policy is the
+Behavior Transformer, fine-tuned (`actor = base`); the default is the original's MLP, for any base to compare with.
 """
 
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+from policy_decorator.methods.actors import WithAnyActor, actor_and_critics
 from policy_decorator.methods.alone import Takeover
-from policy_decorator.methods.off_policy import networks
-from policy_decorator.methods.offline import FromDemonstrations, run_of, shown_to, source_of
+from policy_decorator.methods.offline import run_of, shown_to, source_of
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.nets import NetConfig
 from policy_decorator.rl.sac import SAC, SACConfig
 
 
 @dataclass(frozen=True)
-class Config(FromDemonstrations):
+class Config(WithAnyActor):
     """Settings of RLPD; those of `original` beside the paper's."""
 
     nets: NetConfig = field(default_factory=lambda: NetConfig(critic_layer_norm=True))
@@ -52,7 +52,7 @@ def original() -> Config:
 
 
 def build(cfg: Config, p: Problem) -> Run:
-    """Raises UserError: no demonstrations, a task with pictures."""
+    """Raises UserError: no demonstrations, a task with pictures, a base that `actor` cannot be; MissingExtra: PEFT."""
     demos = source_of(cfg, shown_to("rlpd", cfg, p))
-    actor, critics = networks(cfg, p, p.obs_size, p.obs_size, p.action_size)
+    actor, critics = actor_and_critics("rlpd", cfg, p)
     return run_of(cfg, p, demos, SAC(actor, critics, Takeover(), p.action_size, cfg.sac), actor)

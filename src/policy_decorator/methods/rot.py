@@ -13,12 +13,11 @@ and the target critics' trunk is used as it is at the end of an episode, where R
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from policy_decorator.chunks import unqueued
 from policy_decorator.decorator import ProgressiveExploration
@@ -27,11 +26,11 @@ from policy_decorator.methods.alone import Takeover, refuse_pictures
 from policy_decorator.methods.finetuned import FineTuned
 from policy_decorator.methods.off_policy import OffPolicyConfig, assemble, with_share
 from policy_decorator.methods.problem import Problem, Run
-from policy_decorator.rl.demonstrations import Demonstrated, as_source, transitions
+from policy_decorator.rl.demonstrations import as_source, transitions, windows_of
 from policy_decorator.rl.episodes import WholeEpisodes
 from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.rot import ROT, ShownWindows, TrunkCritics, WindowActor
-from policy_decorator.rl.transport import TransportReward, episodes_of, needs_pot, of_windows
+from policy_decorator.rl.transport import TransportReward, episodes_of, needs_pot
 from policy_decorator.rollout import Collector
 
 
@@ -75,7 +74,7 @@ def build(cfg: Config, p: Problem) -> Run:
         critics.standardize.set(*p.obs_statistics)
     composition, context = Takeover(), p.base.context
     imitated = {"weight": cfg.imitation_weight, "shown_batch": cfg.imitation_batch}
-    windows = ShownWindows(_windows(shown, shown.obs, context), _windows(shown, shown.action[:, 0], context))
+    windows = ShownWindows(windows_of(shown, shown.obs, context), windows_of(shown, shown.action[:, 0], context))
     learner = ROT(actor, critics.to(p.device), composition, p.action_size, cfg.sac, shown=windows, **imitated)
     gate = ProgressiveExploration(0, start=p.warmup_steps)
     run = assemble(
@@ -109,9 +108,3 @@ def _learning(p: Problem) -> nn.Module:
             "Transformer or an MLP of this package (pidec imitate bet, pidec imitate mlp)."
         )
     return copy.deepcopy(base).requires_grad_(True)
-
-
-def _windows(shown: Demonstrated, rows: Tensor, context: int) -> Tensor:
-    """What an episode's rows (N, *) are in every window of it, (N, To, *); the first is repeated before it."""
-    into: Callable[[Tensor], Tensor] = of_windows(lambda windows: windows, context)
-    return torch.cat([into(part) for part in rows.split(shown.lengths.tolist())])

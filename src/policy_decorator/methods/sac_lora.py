@@ -17,11 +17,10 @@ from typing import Any, Literal, Self
 
 from torch import Tensor, nn
 
-from policy_decorator.chunks import unqueued
 from policy_decorator.decorator import ProgressiveExploration
 from policy_decorator.errors import UserError
 from policy_decorator.methods.alone import Nobody, Takeover, refuse_pictures
-from policy_decorator.methods.finetuned import FineTuned, Opened
+from policy_decorator.methods.finetuned import INITIAL_STD, FineTuned, Opened, behavior_transformer_of
 from policy_decorator.methods.off_policy import OffPolicyConfig, assemble
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.lora import LoRAConfig
@@ -32,9 +31,6 @@ from policy_decorator.rl.settings import SACConfig
 from policy_decorator.rl.windows import BackboneCritics, NewestCritics
 from policy_decorator.rollout import Collector
 from policy_decorator.types import Transition
-
-INITIAL_STD = 0.02
-"""Standard deviation of the offsets (before tanh) at first, where `nets.initial_std` says nothing else."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ class OwnDecisions(NStep):
 def build(cfg: Config, p: Problem) -> Run:
     """Raises UserError: pictures, a base that is no Behavior Transformer with bounded offsets; MissingExtra: PEFT."""
     refuse_pictures("sac-lora", p)
-    base = _behavior_transformer(p.base)
+    base = behavior_transformer_of("sac-lora", p.base)
     std = INITIAL_STD if cfg.nets.initial_std is None else cfg.nets.initial_std
     actor = OffsetActor(base, cfg.lora, cfg.nets, std).to(p.device)
     composition, first = Takeover(), cfg.base_steps
@@ -119,21 +115,6 @@ def build(cfg: Config, p: Problem) -> Run:
     )
     intake = OwnDecisions(cfg.n_step, cfg.sac.gamma) if first else run.intake
     return replace(run, intake=intake, knows=True)
-
-
-def _behavior_transformer(base: Any) -> Any:
-    base = unqueued(base)
-    if not isinstance(base, nn.Module) or not hasattr(base, "choice"):
-        raise UserError(
-            "sac-lora tunes a Behavior Transformer of this package (pidec imitate bet --bounded-offset). Take dipo or "
-            "dppo for a Diffusion Policy, and the method policy-decorator for any other base."
-        )
-    if not getattr(base.cfg, "bounded_offset", False):
-        raise UserError(
-            "sac-lora needs a Behavior Transformer whose offsets are bounded: train it with pidec imitate bet "
-            "--bounded-offset, and --last-action-scale 0.3 (ManiSkill) or --action-scale 0.5 (Adroit)."
-        )
-    return base
 
 
 def _critics(cfg: Config, p: Problem, base: Any) -> nn.Module:

@@ -7,22 +7,22 @@ with `mix = share`), returns of one length (`n_step`), no weight decay. RLPD is 
 from dataclasses import dataclass
 from typing import Literal
 
+from policy_decorator.methods.actors import WithAnyActor, actor_and_critics
 from policy_decorator.methods.alone import Takeover
-from policy_decorator.methods.off_policy import networks
-from policy_decorator.methods.offline import FromDemonstrations, run_of, shown_to, source_of
+from policy_decorator.methods.offline import run_of, shown_to, source_of
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.sac import SAC
 
 
 @dataclass(frozen=True)
-class Config(FromDemonstrations):
+class Config(WithAnyActor):
     """Settings of SACfd."""
 
     mix: Literal["share", "pool"] = "pool"
 
 
 def build(cfg: Config, p: Problem) -> Run:
-    """Raises UserError: no demonstrations, a task with pictures."""
+    """Raises UserError: no demonstrations, a task with pictures, a base that `actor` cannot be; MissingExtra: PEFT."""
     demos = source_of(cfg, shown_to("sacfd", cfg, p))
-    actor, critics = networks(cfg, p, p.obs_size, p.obs_size, p.action_size)
+    actor, critics = actor_and_critics("sacfd", cfg, p)
     return run_of(cfg, p, demos, SAC(actor, critics, Takeover(), p.action_size, cfg.sac), actor)

@@ -76,7 +76,8 @@ class Conservative(SAC):
         kinds = [(uniform, torch.full((n, size), -self.action_size * math.log(2), device=b.raw.device))]
         for obs, base in ((b.obs, b.base), (b.next_obs, b.next_base)):
             raw, log_prob = self.actor(self.composition.actor_input(obs, base).repeat(n, 1))
-            kinds.append((raw.unflatten(0, (n, size)), log_prob.view(n, size)))
+            log_density = log_prob + getattr(self.actor, "log_volume", 0.0)
+            kinds.append((raw.unflatten(0, (n, size)), log_density.view(n, size)))
         raw, log_density = zip(*kinds, strict=True)
         return torch.cat(raw), torch.cat(log_density)
 

@@ -51,6 +51,14 @@ def transitions(d: Demonstrated, bound: float, *, n_step: int, gamma: float, rew
     return Transition(*(x[keep] for x in columns))
 
 
+def windows_of(d: Demonstrated, rows: Tensor, context: int) -> Tensor:
+    """What rows (N, *) are in the windows of their episodes, (N, To, *); before an episode its first is repeated."""
+    start = (d.lengths.cumsum(0) - d.lengths).repeat_interleave(d.lengths)  # (N,)
+    back = torch.arange(1 - context, 1, device=rows.device)
+    row = torch.arange(len(rows), device=rows.device)[:, None] + back  # (N, To)
+    return rows[torch.maximum(row, start[:, None])]
+
+
 def as_source(batch: Transition, frames: Tensor | None = None) -> Replay:
     """A fixed set of transitions to sample from; `frames` (N,) have the pictures, by number, that it lacks."""
     source = Replay(len(batch.reward), type(batch))

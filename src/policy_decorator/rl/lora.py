@@ -31,23 +31,39 @@ class LoRAConfig:
             raise UserError("lora_rank and lora_alpha must be at least 1.")
 
 
+class Whole(nn.Module):
+    """Stands where PEFT's tuner does, without corrections."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def merge_and_unload(self) -> nn.Module:
+        return self.model
+
+
 class Adapted(nn.Module):
     """A copy of a policy of which only corrections of linear and convolutional `layers` learn (names, or their ends).
+
+    Without settings of LoRA all of the copy learns.
 
     Raises:
         MissingExtra: PEFT is not installed.
     """
 
-    def __init__(self, policy: nn.Module, layers: Sequence[str], cfg: LoRAConfig) -> None:
+    def __init__(self, policy: nn.Module, layers: Sequence[str], cfg: LoRAConfig | None) -> None:
+        super().__init__()
+        self._served: tuple[list[Tensor], Any] | None = None
+        if cfg is None:
+            self.tuner = Whole(copy.deepcopy(policy).requires_grad_(True))
+            return
         try:
             from peft import LoraConfig
             from peft.tuners.lora import LoraModel
         except ImportError:
             raise MissingExtra("PEFT", "lora") from None
-        super().__init__()
         config = LoraConfig(r=cfg.lora_rank, lora_alpha=cfg.lora_alpha, target_modules=list(layers))
         self.tuner = LoraModel(copy.deepcopy(policy).requires_grad_(False), cast(Any, config), "default")
-        self._served: tuple[list[Tensor], Any] | None = None
 
     @property
     def policy(self) -> Any:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from policy_decorator.rl.descent import Descent
 from policy_decorator.rl.lora import Adapted, LoRAConfig
 from policy_decorator.rl.nets import NetConfig, squashed_density
 from policy_decorator.rl.sac import SAC
@@ -24,10 +23,10 @@ class OffsetActor(Adapted):
     """A Behavior Transformer with corrections, whose bounded offsets are noisy. It sees flattened windows.
 
     The deviation is a linear function of the transformer's features, `std` everywhere at first. Dropout is as the
-    policy's own.
+    policy's own. Without settings of LoRA all of the transformer learns.
     """
 
-    def __init__(self, policy: Any, cfg: LoRAConfig, nets: NetConfig, std: float) -> None:
+    def __init__(self, policy: Any, cfg: LoRAConfig | None, nets: NetConfig, std: float) -> None:
         super().__init__(policy, policy.lora_layers, cfg)
         self.obs_size, self.action_size = int(policy.obs_size), int(policy.action_size)
         self.chunk_shape = 1, self.action_size
@@ -44,6 +43,12 @@ class OffsetActor(Adapted):
         noise = self.fresh_noise(seen) if noise is None else noise
         u = offset + log_std.exp() * noise
         return self.policy.action(centre, u).unsqueeze(1), squashed_density(u, noise, log_std)
+
+    @property
+    def log_volume(self) -> Tensor | float:
+        """What turns log-densities of offsets into those of actions: sum log S."""
+        scale = self.policy.scale
+        return 0.0 if scale is None else scale.log().sum()
 
     def fresh_noise(self, seen: Tensor) -> Tensor:
         """Standard normal, (B, Da)."""
@@ -66,10 +71,6 @@ class OffsetSAC(SAC):
     """Updates, from the first one on, in which the actor rests."""
     entropy: Literal["learned", "waits", "fixed"] = field(default="learned", kw_only=True)
     """The temperature: learned all the time, not before the actor learns, or never."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.actor_opt = Descent(self.actor.learned, self.cfg.lr, self.cfg.max_grad_norm)
 
     def temperature_loss(self, log_prob: Tensor) -> Tensor:
         """As SAC's; a fixed temperature has no gradient."""

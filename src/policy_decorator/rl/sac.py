@@ -33,7 +33,8 @@ class SAC:
         self.log_temperature = next(self.actor.parameters()).new_tensor(self.cfg.temperature).log().requires_grad_()
         self.penalty = self.log_temperature.new_tensor(self.cfg.residual_penalty) if self.cfg.residual_penalty else None
         self.critic_opt = Descent(self.critic.parameters(), self.cfg.lr, self.cfg.max_grad_norm)
-        self.actor_opt = Descent(self.actor.parameters(), self.cfg.lr, self.cfg.max_grad_norm)
+        learned = (p for p in self.actor.parameters() if p.requires_grad)
+        self.actor_opt = Descent(learned, self.cfg.lr, self.cfg.max_grad_norm)
         self.temperature_opt = Descent([self.log_temperature], self.cfg.lr, self.cfg.max_grad_norm)
 
     @property
