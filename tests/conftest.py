@@ -8,8 +8,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
+from policy_decorator.config import RefineConfig
 from policy_decorator.methods.policy_decorator import Config
-from policy_decorator.refine import RefineConfig
 from policy_decorator.rl.nets import NetConfig
 from policy_decorator.rl.sac import SACConfig
 from policy_decorator.train import TrainConfig

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from policy_decorator.chunks import step_by_step
+from policy_decorator.config import RefineConfig
 from policy_decorator.decorator import ProgressiveExploration, Residual
 from policy_decorator.envs import get_task
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError
 from policy_decorator.evaluation import Recorded, run_episodes
 from policy_decorator.memory import session
-from policy_decorator.refine import RefineConfig, refine
+from policy_decorator.refine import refine
 from policy_decorator.refined import Refined
 from policy_decorator.rollout import Collector
 

@@ -24,6 +24,7 @@ from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
 from policy_decorator.cli import COMMANDS, main, play, refine
 from policy_decorator.cli.listing import LISTS
 from policy_decorator.cli.report import group
+from policy_decorator.config import RefineConfig
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.disk import from_json, read_json, to_json
 from policy_decorator.envs import TASKS
@@ -32,7 +33,6 @@ from policy_decorator.evaluation import DEMOS, TEST
 from policy_decorator.experiments.presets import PRESETS, settings
 from policy_decorator.methods import METHODS, settings_of
 from policy_decorator.progress import Silent
-from policy_decorator.refine import RefineConfig
 from policy_decorator.runlog import RunFolder
 
 TASK = "toy/reach-gym"

@@ -10,10 +10,10 @@ import torch
 
 from policy_decorator import api, machine
 from policy_decorator.bench import measure
+from policy_decorator.config import RefineConfig
 from policy_decorator.errors import UserError
 from policy_decorator.hardware import resolved, workers_of
 from policy_decorator.progress import Silent
-from policy_decorator.refine import RefineConfig
 from policy_decorator.rl.nets import NetConfig
 from policy_decorator.runlog import RunFolder
 from tests.conftest import SteadyController

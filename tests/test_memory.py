@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from policy_decorator import api, snapshot
+from policy_decorator.config import RefineConfig
 from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
 from policy_decorator.demonstrate import demonstrate
 from policy_decorator.demos.record import record_policy
@@ -17,7 +18,6 @@ from policy_decorator.envs.toy import Reach
 from policy_decorator.evaluation import VALIDATION, run_episodes
 from policy_decorator.memory import Memoryless, RowMemory, ask, has_memory, session
 from policy_decorator.progress import Silent
-from policy_decorator.refine import RefineConfig
 from policy_decorator.refined import Refined
 from policy_decorator.rl.nets import NetConfig, TanhGaussian
 from policy_decorator.rollout import Collector

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from policy_decorator import api
+from policy_decorator.config import RefineConfig
 from policy_decorator.decorator import ProgressiveExploration, Residual
 from policy_decorator.envs.toy import TASKS, BiasedController, Reach
 from policy_decorator.envs.vector import SimulatorVector
 from policy_decorator.methods import METHODS, Problem, Run
 from policy_decorator.methods.policy_decorator import Config
-from policy_decorator.refine import RefineConfig
 from policy_decorator.rhythm import due
 from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.replay import NStep, Replay

@@ -16,6 +16,7 @@ from policy_decorator import api, machine
 from policy_decorator.base_policies import build
 from policy_decorator.base_policies.checkpoint import parameter_hash, save_policy
 from policy_decorator.base_policies.mlp import MLPConfig
+from policy_decorator.config import RefineConfig
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.envs.toy import SPEED, TASKS, BiasedController
 from policy_decorator.envs.vector import make_vector
@@ -23,7 +24,7 @@ from policy_decorator.errors import UserError
 from policy_decorator.evaluation import EPISODES_PER_SEED, TEST, TRAINING, VALIDATION, run_episodes
 from policy_decorator.hardware import uses_cuda_graphs
 from policy_decorator.progress import Silent
-from policy_decorator.refine import RefineConfig, Refinement, refine
+from policy_decorator.refine import Refinement, refine
 from policy_decorator.refined import Refined
 from policy_decorator.runlog import RunFolder
 from policy_decorator.statistics import paired_gain, wilson

@@ -15,6 +15,7 @@ from policy_decorator import api, encoders, machine, snapshot
 from policy_decorator.base_policies import build
 from policy_decorator.base_policies.seeing import CNNConfig
 from policy_decorator.cli import main
+from policy_decorator.config import RefineConfig
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.demos.record import record_expert
 from policy_decorator.demos.replayed import with_pictures
@@ -23,7 +24,7 @@ from policy_decorator.envs import get_task
 from policy_decorator.envs.toy_pictures import MisledByColour
 from policy_decorator.errors import UserError
 from policy_decorator.methods.policy_decorator import Config
-from policy_decorator.refine import RefineConfig, Refinement, refine
+from policy_decorator.refine import Refinement, refine
 from policy_decorator.refined import Refined
 from policy_decorator.rl.nets import NetConfig
 from policy_decorator.rl.sac import SACConfig

@@ -16,12 +16,12 @@ from torch import nn
 from policy_decorator import api, snapshot
 from policy_decorator.base_policies import build
 from policy_decorator.base_policies.mlp import MLPConfig
+from policy_decorator.config import RefineConfig
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.envs.toy import BiasedController
 from policy_decorator.errors import UserError
 from policy_decorator.methods import settings_of
 from policy_decorator.progress import Silent, Update
-from policy_decorator.refine import RefineConfig
 from policy_decorator.rl.nets import NetConfig
 from policy_decorator.rl.ppo import PPOConfig
 from policy_decorator.rl.sac import SACConfig

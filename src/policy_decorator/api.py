@@ -14,6 +14,7 @@ from policy_decorator.base_policies.checkpoint import load_policy, save_policy
 from policy_decorator.base_policies.external import as_policy
 from policy_decorator.base_policies.imitate import Imitator
 from policy_decorator.base_policies.places import from_place, is_place
+from policy_decorator.config import RefineConfig
 from policy_decorator.demos.dataset import Demonstrations, check, joined
 from policy_decorator.disk import to_json
 from policy_decorator.envs import get_task
@@ -22,7 +23,7 @@ from policy_decorator.experiments.presets import settings
 from policy_decorator.hardware import device_of, resolved
 from policy_decorator.memory import AnyPolicy
 from policy_decorator.progress import Bars, Display, Silent
-from policy_decorator.refine import RefineConfig, refine
+from policy_decorator.refine import refine
 from policy_decorator.refined import Refined, saveable
 from policy_decorator.reports.html import write_report
 from policy_decorator.runlog import RunFolder

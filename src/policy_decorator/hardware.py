@@ -2,25 +2,22 @@
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from policy_decorator import machine
+from policy_decorator.config import RefineConfig
 from policy_decorator.errors import UserError
 from policy_decorator.progress import Display
 from policy_decorator.rl.compiled import WORTH_IT, can_compile
 
-if TYPE_CHECKING:
-    from policy_decorator.refine import RefineConfig
 
-
-def device_of(cfg: "RefineConfig") -> torch.device:
+def device_of(cfg: RefineConfig) -> torch.device:
     """`cfg.device`, "auto" being CUDA where there is any."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
 
 
-def resolved(cfg: "RefineConfig", display: Display) -> "RefineConfig":
+def resolved(cfg: RefineConfig, display: Display) -> RefineConfig:
     """The same with the number format that "auto" means here; says so where bfloat16 costs time instead of saving it.
 
     Other choices of "auto" change no result and stay as they are.
@@ -39,7 +36,7 @@ def resolved(cfg: "RefineConfig", display: Display) -> "RefineConfig":
     return replace(cfg, learn=replace(cfg.learn, nets=nets))
 
 
-def uses_cuda_graphs(cfg: "RefineConfig") -> bool:
+def uses_cuda_graphs(cfg: RefineConfig) -> bool:
     """`cfg.cuda_graphs`, "auto" being on where the learner is on a CUDA device. UserError where it cannot be on."""
     cuda = device_of(cfg).type == "cuda"
     if cfg.cuda_graphs == "on" and not cuda:
@@ -47,7 +44,7 @@ def uses_cuda_graphs(cfg: "RefineConfig") -> bool:
     return cuda and cfg.cuda_graphs != "off"
 
 
-def compiles(cfg: "RefineConfig") -> bool:
+def compiles(cfg: RefineConfig) -> bool:
     """`cfg.compile`, "auto" being on for long runs where torch can. UserError where it is to be on and torch cannot."""
     if cfg.compile == "on" and not can_compile():
         raise UserError(f"torch {torch.__version__} cannot compile updates: take a newer one, or leave out compile.")
@@ -55,7 +52,7 @@ def compiles(cfg: "RefineConfig") -> bool:
     return cfg.compile == "on" or (cfg.compile == "auto" and worth_it and can_compile())
 
 
-def workers_of(cfg: "RefineConfig") -> int:
+def workers_of(cfg: RefineConfig) -> int:
     """`cfg.workers`, None being one process per core, and none but this one where there is one core."""
     if cfg.workers is not None:
         return cfg.workers

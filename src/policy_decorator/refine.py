@@ -3,8 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,11 +12,12 @@ from torch import Tensor, nn
 from policy_decorator import machine, snapshot
 from policy_decorator.base_policies.checkpoint import parameter_hash
 from policy_decorator.chunks import chunk_of, step_by_step, unqueued
+from policy_decorator.config import RefineConfig
 from policy_decorator.decorator import DecoratedPolicy
 from policy_decorator.demonstrate import demonstrate
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.envs import get_task
-from policy_decorator.envs.vector import Simulation, make_vector
+from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError, lookup
 from policy_decorator.evaluation import (
     EPISODES_PER_SEED,
@@ -33,80 +33,14 @@ from policy_decorator.evaluation import (
 )
 from policy_decorator.hardware import compiles, device_of, uses_cuda_graphs, workers_of
 from policy_decorator.memory import AnyPolicy, ask, session
-from policy_decorator.methods import METHODS, OffPolicyConfig, Problem, policy_decorator
+from policy_decorator.methods import METHODS, Problem
 from policy_decorator.methods.finetuned import FineTuned, trained
-from policy_decorator.methods.on_policy import OnPolicyConfig
 from policy_decorator.progress import Display, Silent
 from policy_decorator.refined import Refined
 from policy_decorator.runlog import RunFolder
 from policy_decorator.statistics import paired_gain, wilson
-from policy_decorator.train import TrainConfig, train
+from policy_decorator.train import train
 from policy_decorator.types import Transition, VectorEnv
-
-
-@dataclass(frozen=True)
-class RefineConfig:
-    """Everything that decides a run, besides the policy itself."""
-
-    task: str
-    """Name of the task, e.g. metaworld/peg-insert-side."""
-    policy: str = "yours"
-    """Where the base policy comes from: a folder, or a word for one given in Python."""
-    method: str = "policy-decorator"
-    """See `pidec list methods`."""
-    learn: OffPolicyConfig = field(default_factory=policy_decorator.Config)
-    """The method's settings."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """The budget and its rhythm."""
-    envs: int = 16
-    """Environments stepped together (16 in the released code)."""
-    workers: int | None = None
-    """Processes among which the simulators are shared out; 0: none but this one; None: one per core. The results are
-    the same."""
-    simulation: Simulation = "auto"
-    """Where the environments are simulated, for tasks that can be on a GPU: auto is on the learner's device."""
-    eval_episodes: int = 50
-    """Episodes per evaluation during training (paper Sec. 5.3)."""
-    test_episodes: int = 100
-    """Paired episodes of the final comparison, on seeds used for nothing else."""
-    decide: Literal["step", "chunk"] = "step"
-    """How often the residual acts where the base answers with chunks of actions: at every environment step, or once
-    per chunk (the released code)."""
-    keep: Literal["best", "last"] = "best"
-    """The residual handed over: of the best evaluation during training, or of its end."""
-    seed: int = 0
-    """Of the networks, the exploration and the training episodes. Evaluation seeds are the same for every seed."""
-    threads: int | Literal["auto"] | None = None
-    """Threads of the learner on a CPU; None leaves torch's choice, auto takes what makes a few updates fastest."""
-    tune_cpu: bool = True
-    """Let the CPU do the same arithmetic in less time (see `machine`)."""
-    device: str = "auto"
-    """Of the learner, the replay and the base: cpu, cuda, or auto."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Whether updates are compiled, which takes half a minute; auto: where there are enough of them to win it back."""
-    cuda_graphs: Literal["auto", "on", "off"] = "auto"
-    """Whether updates are recorded as CUDA graphs and replayed; auto: where the learner is on a CUDA device."""
-    replay_capacity: int | None = None
-    """Decisions kept for learning; None keeps all, as in the released code."""
-    max_steps: int | None = None
-    """Time limit of an episode in environment steps; None takes the task's."""
-    ends_at_success: bool = True
-    """False: episodes always last until the time limit, as DPPO's (paper App. C.1)."""
-
-    def __post_init__(self) -> None:
-        wanted = METHODS[self.method].config if self.method in METHODS else type(self.learn)
-        if type(self.learn) is not wanted:
-            raise UserError(f"{self.method} has settings of its own: give learn=settings_of({self.method!r}, learn).")
-        if self.learn.on_policy and self.train.overlap:
-            who = "PPO" if self.learn.learner == "ppo" else self.method
-            raise UserError(f"{who} learns only from what its latest policy did: leave out overlap.")
-        if isinstance(self.learn, OnPolicyConfig) and self.threads == "auto":
-            raise UserError(f"threads = auto times updates of batches, and {self.method} has rounds: give a number.")
-
-    @staticmethod
-    def kinds(value: Mapping[str, Any]) -> dict[str, Any]:
-        """The type of `learn` in a run's JSON."""
-        return {"learn": entry.config} if (entry := METHODS.get(value.get("method", ""))) else {}
 
 
 class Refinement:

@@ -14,13 +14,14 @@ from policy_decorator.base_policies import POLICIES, build
 from policy_decorator.base_policies.checkpoint import load_policy, parameter_hash, save_policy
 from policy_decorator.base_policies.imitate import Imitator
 from policy_decorator.chunks import ChunkQueue, chunk_of, step_by_step
+from policy_decorator.config import RefineConfig
 from policy_decorator.decorator import ProgressiveExploration, Residual
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.envs import get_task
 from policy_decorator.envs.toy import SPEED
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.memory import AnyPolicy, has_memory, session
-from policy_decorator.refine import RefineConfig, refine
+from policy_decorator.refine import refine
 from policy_decorator.rollout import Collector
 
 TASK = get_task("toy/reach-gym")

@@ -12,11 +12,11 @@ from tuned import assert_resumed_is_as_uninterrupted, poor_bet, reaching, untrai
 from policy_decorator import api
 from policy_decorator.base_policies.bet import BehaviorTransformer
 from policy_decorator.base_policies.checkpoint import load_policy
+from policy_decorator.config import RefineConfig
 from policy_decorator.envs.toy import TASKS
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError
 from policy_decorator.methods import METHODS, Problem, Run, cal_ql, settings_of
-from policy_decorator.refine import RefineConfig
 from policy_decorator.rl.cql import Conservative, CQLConfig
 from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.lora import LoRAConfig

@@ -13,6 +13,7 @@ from policy_decorator import api
 from policy_decorator.base_policies.checkpoint import load_policy
 from policy_decorator.base_policies.diffusion import DiffusionConfig, DiffusionPolicy
 from policy_decorator.chunks import step_by_step
+from policy_decorator.config import RefineConfig
 from policy_decorator.envs.toy import TASKS
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError
@@ -20,7 +21,6 @@ from policy_decorator.evaluation import TEST, run_episodes
 from policy_decorator.experiments.presets import settings
 from policy_decorator.methods import METHODS, Problem, Run
 from policy_decorator.methods.dipo import Config
-from policy_decorator.refine import RefineConfig
 from policy_decorator.refined import Refined
 from policy_decorator.rl.dipo import DIPO, DIPOConfig
 from policy_decorator.rl.lora import LoRAConfig

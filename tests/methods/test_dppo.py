@@ -13,6 +13,7 @@ from policy_decorator import api
 from policy_decorator.base_policies.checkpoint import load_policy
 from policy_decorator.base_policies.diffusion import DiffusionConfig, DiffusionPolicy
 from policy_decorator.chunks import step_by_step
+from policy_decorator.config import RefineConfig
 from policy_decorator.envs.toy import TASKS
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError
@@ -21,7 +22,6 @@ from policy_decorator.experiments.presets import settings
 from policy_decorator.methods import METHODS, Problem, Run, settings_of
 from policy_decorator.methods.dppo import Config
 from policy_decorator.methods.policy_decorator import Config as ResidualConfig
-from policy_decorator.refine import RefineConfig
 from policy_decorator.refined import Refined
 from policy_decorator.rl.dppo import DPPO, Chains, DPPOConfig
 from policy_decorator.rl.nets import NetConfig

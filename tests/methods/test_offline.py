@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from policy_decorator import api
+from policy_decorator.config import RefineConfig
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.envs.toy import Reach
 from policy_decorator.errors import UserError
 from policy_decorator.methods import METHODS, Problem, Run, cal_ql, rlpd, settings_of
 from policy_decorator.methods.alone import Alone, Nobody
 from policy_decorator.methods.offline import successes
-from policy_decorator.refine import RefineConfig, Refinement, refine
+from policy_decorator.refine import Refinement, refine
 from policy_decorator.refined import Refined
 from policy_decorator.rl.cql import Conservative, Hindsight
 from policy_decorator.rl.demonstrations import Demonstrated

@@ -14,13 +14,13 @@ from policy_decorator import api
 from policy_decorator.base_policies.bet import BehaviorTransformer, BeTConfig
 from policy_decorator.base_policies.checkpoint import load_policy
 from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
+from policy_decorator.config import RefineConfig
 from policy_decorator.envs.toy import TASKS
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError
 from policy_decorator.evaluation import TEST, run_episodes
 from policy_decorator.methods import METHODS, Problem
 from policy_decorator.methods.ppo_finetuning import Config
-from policy_decorator.refine import RefineConfig
 from policy_decorator.rl.gaussian import GaussianPPO
 from policy_decorator.rl.nets import NetConfig
 from policy_decorator.rl.ppo import PPOConfig

@@ -12,6 +12,7 @@ from tuned import assert_resumed_is_as_uninterrupted, left_behind, poor_bet, unt
 from policy_decorator import api
 from policy_decorator.base_policies.bet import BehaviorTransformer
 from policy_decorator.base_policies.checkpoint import load_policy
+from policy_decorator.config import RefineConfig
 from policy_decorator.envs.toy import TASKS
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError
@@ -21,7 +22,6 @@ from policy_decorator.methods import METHODS, Problem, Run
 from policy_decorator.methods.finetuned import Opened
 from policy_decorator.methods.sac_lora import Config
 from policy_decorator.progress import Silent
-from policy_decorator.refine import RefineConfig
 from policy_decorator.refined import Refined
 from policy_decorator.rl.lora import LoRAConfig
 from policy_decorator.rl.nets import NetConfig

@@ -11,10 +11,10 @@ from learners import KINDS, assert_same, new_batch, new_learner, restore_to, sta
 from torch import Tensor, nn
 
 from policy_decorator import api
+from policy_decorator.config import RefineConfig
 from policy_decorator.envs.toy import BiasedController, Reach
 from policy_decorator.methods import METHODS, Problem
 from policy_decorator.methods.policy_decorator import Config
-from policy_decorator.refine import RefineConfig
 from policy_decorator.rl.captured import WARM_UP, Captured, Metrics, Work
 from policy_decorator.rl.sac import SAC
 from policy_decorator.snapshot import capture

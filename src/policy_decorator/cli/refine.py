@@ -17,6 +17,7 @@ from policy_decorator.cli.options import Switch, display, peek
 from policy_decorator.cli.options import parse as parse_options
 from policy_decorator.cli.saved import check_fits, choose_device, describe
 from policy_decorator.cli.show import run_table
+from policy_decorator.config import RefineConfig
 from policy_decorator.disk import from_json
 from policy_decorator.envs import get_task
 from policy_decorator.errors import UserError, lookup
@@ -24,7 +25,6 @@ from policy_decorator.experiments.presets import settings
 from policy_decorator.hardware import compiles, uses_cuda_graphs
 from policy_decorator.methods import METHODS
 from policy_decorator.methods.offline import FromDemonstrations
-from policy_decorator.refine import RefineConfig
 from policy_decorator.runlog import RunFolder
 
 ABOUT = """Learn a small bounded residual on a frozen base policy by reinforcement learning from sparse success, \

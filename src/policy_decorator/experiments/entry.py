@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from policy_decorator.config import RefineConfig
 from policy_decorator.errors import lookup
 from policy_decorator.experiments.bases import BASES
 from policy_decorator.experiments.presets import settings
-from policy_decorator.refine import RefineConfig
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
+from policy_decorator.config import RefineConfig
 from policy_decorator.errors import UserError, lookup
 from policy_decorator.methods import dipo, settings_of
 from policy_decorator.methods.on_policy import OnPolicyConfig
 from policy_decorator.methods.policy_decorator import Config
-from policy_decorator.refine import RefineConfig
 from policy_decorator.rl.nets import NetConfig
 from policy_decorator.rl.sac import SACConfig
 from policy_decorator.train import TrainConfig
