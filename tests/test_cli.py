@@ -120,6 +120,14 @@ def test_demos_are_recorded_on_seeds_of_their_own(made: Made) -> None:
     assert made.told["demos"]["file"] == str(made.demos)
 
 
+@pytest.mark.parametrize("named", [["--task", TASK], [f"--task={TASK}"]])
+def test_a_task_may_be_named_as_in_refine(named: list[str], tmp_path: Path) -> None:
+    given = ["--episodes", "2", "--json", "--quiet"]
+    told = pidec("demos", *given, *named, "--out", tmp_path / "a.h5").value
+    assert told | {"file": ""} == pidec("demos", TASK, *given, "--out", tmp_path / "b.h5").value | {"file": ""}
+    assert pidec("demos", "--out", tmp_path / "c.h5", "--task").code == 2
+
+
 def test_imitate_keeps_the_best_checkpoint_and_says_how_it_was_made(made: Made) -> None:
     told, card = made.told["imitate"], policy_card(made.base)
     measured = [(row["success"], row["step"]) for row in told["history"] if "success" in row]
@@ -289,7 +297,12 @@ def test_list_tasks_tells_why_one_cannot_run(monkeypatch: pytest.MonkeyPatch) ->
     listed = pidec("list", "tasks", "--json").value
     row = next(row for row in listed if row["name"] == "adroit/door")
     assert (row["runs"], row["why_not"]) == (False, 'pip install "policy-decorator[adroit]"')
-    assert 'pip install "policy-decorator[metaworld]"' in " ".join(pidec("list", "tasks").out.split())
+    table = " ".join(pidec("list", "tasks").out.split())
+    assert (
+        'Not here: adroit/door, adroit/pen, adroit/hammer, adroit/relocate. pip install "policy-decorator[adroit]"'
+        in table
+    )
+    assert 'pip install "policy-decorator[metaworld]"' in table
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from policy_decorator.cli import Answer
-from policy_decorator.cli.options import Switch, Task, check_out, display, processes
+from policy_decorator.cli.options import Switch, Task, check_out, display, processes, task_first
 from policy_decorator.cli.options import parse as parse_options
 from policy_decorator.errors import UserError
 from policy_decorator.progress import Display
@@ -77,7 +77,7 @@ def parse(args: list[str]) -> Options:
     """Raises UserError for an unknown task, options that contradict one another and a file that is in the way."""
     from policy_decorator.envs import get_task
 
-    options = parse_options(Options, "demos", ABOUT, args)
+    options = parse_options(Options, "demos", ABOUT, task_first(args))
     get_task(options.task)
     _check_options(options)
     check_out(options.out, options.overwrite)

@@ -77,8 +77,8 @@ LISTS: Mapping[str, Callable[[], Rows]] = {
     "methods": methods,
     "presets": presets,
 }
-COLUMNS = {"name": "name", "obs_size": "obs", "action_size": "act", "max_steps": "steps", "runs": "runs here"}
-COLUMNS |= {"images": "images", "demos": "demonstrations", "success": "success means", "summary": "summary"}
+COLUMNS = {"name": "name", "obs_size": "obs", "action_size": "act", "max_steps": "steps", "runs": "here"}
+COLUMNS |= {"demos": "demonstrations", "images": "images", "success": "success means", "summary": "summary"}
 COLUMNS |= {"made_of": "made of"}
 """What a table shows, and its heading."""
 SQUEEZED = {"demos": 10, "success": 10, "summary": 20, "made_of": 25}
@@ -104,7 +104,7 @@ def run(options: Options) -> Answer:
     table = Table(box=box.SIMPLE_HEAD)
     shown = [name for name in COLUMNS if name in rows[0]]
     widths = {n: max(len(COLUMNS[n]), *(len(_shown(row[n])) for row in rows)) for n in shown} | SQUEEZED
-    for name in ("success", "demos", "images"):  # a narrow terminal shows less
+    for name in ("success", "images"):  # a narrow terminal shows less
         if name in shown and _total(widths, shown) > Console().width:
             shown.remove(name)
     squeezed = [name for name in shown if name in SQUEEZED]
@@ -118,8 +118,10 @@ def run(options: Options) -> Answer:
         )
     for row in rows:
         table.add_row(*(_shown(row[name]) for name in shown))
-    reasons = dict.fromkeys(row["why_not"] for row in rows if row.get("why_not"))
-    table.caption = Text("\n".join(f"To run those that cannot: {reason}" for reason in reasons))
+    refused = [(row["name"], row["why_not"]) for row in rows if row.get("why_not")]
+    reasons = {reason: ", ".join(name for name, why in refused if why == reason) for _, reason in refused}
+    table.caption = Text("\n\n".join(f"Not here: {names}. {reason}" for reason, names in reasons.items()))
+    table.caption_justify = "left"
     return Answer(rows, table, options.json)
 
 

@@ -38,6 +38,17 @@ def peek(args: Sequence[str], *names: str) -> dict[str, str | None]:
         return dict.fromkeys(names)
 
 
+def task_first(args: Sequence[str]) -> list[str]:
+    """A task that was named by --task, as `pidec refine` has it, in the place of TASK."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--task")
+    try:
+        known, others = parser.parse_known_args(list(args))
+    except argparse.ArgumentError:  # without its value
+        return list(args)
+    return list(args) if known.task is None else [known.task, *others]
+
+
 def processes(workers: int | None) -> int:
     """--workers as `make_vector` wants it. Raises UserError for a negative number."""
     if workers is not None and workers < 0:

@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 
 from policy_decorator.cli import Answer
-from policy_decorator.cli.options import Switch, check_out, display
+from policy_decorator.cli.options import Switch, check_out, display, task_first
 from policy_decorator.cli.options import Task as TaskName
 from policy_decorator.cli.options import parse as parse_options
 from policy_decorator.cli.saved import check_fits, describe, load
@@ -76,7 +76,7 @@ class Options:
 
 def parse(args: list[str]) -> Options:
     """Raises UserError for an unknown task, options that contradict one another and a file that is in the way."""
-    options = parse_options(Options, "play", ABOUT, args)
+    options = parse_options(Options, "play", ABOUT, task_first(args))
     task = get_task(options.task)
     if not task.renders:
         raise UserError(f"{task.name} draws no pictures: choose a task of a simulator (pidec list tasks).")
