@@ -10,7 +10,7 @@ import torch
 from policy_decorator.base_policies import POLICIES, build
 from policy_decorator.base_policies.bet import BeTConfig
 from policy_decorator.base_policies.checkpoint import load_policy, save_policy
-from policy_decorator.base_policies.imitate import ImitateConfig, Imitator, imitate
+from policy_decorator.base_policies.imitate import ImitateConfig, ImitationResult, Imitator, imitate
 from policy_decorator.demos.dapg import read_dapg
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.demos.expert_npz import read_expert_npz
@@ -151,7 +151,7 @@ def demonstrations(cfg: BaseConfig, seed: int, data: Path, display: Display) -> 
         return record(task, lambda: read_expert_npz(path), cfg.episodes, source=f"expert {path.name}", **options)
 
 
-def train_base(cfg: BaseConfig, demos: Demonstrations, seed: int, display: Display) -> Imitator:
+def train_base(cfg: BaseConfig, demos: Demonstrations, seed: int, display: Display) -> ImitationResult:
     """Imitate the demonstrations."""
     task = get_task(cfg.task)
     torch.manual_seed(seed)
@@ -166,7 +166,7 @@ def train_base(cfg: BaseConfig, demos: Demonstrations, seed: int, display: Displ
         return run_episodes(env, trained, how.eval_episodes, VALIDATION).rate
 
     with display.stage(f"imitating ({cfg.policy})", how.steps) as update:
-        imitate(
+        result = imitate(
             policy,
             demos,
             how,
@@ -174,7 +174,7 @@ def train_base(cfg: BaseConfig, demos: Demonstrations, seed: int, display: Displ
             progress=lambda step, steps, row: update(step, note=f"loss {row['loss']:.3f}"),
         )
     env.close()
-    return policy
+    return result
 
 
 def make_base(
@@ -192,6 +192,6 @@ def make_base(
     if cfg.policy == "sb3":
         return sb3_model(get_task(cfg.task), demos, seed), demos
     if not (out / "policy.json").exists():
-        policy = train_base(cfg, demos, seed, display)
+        policy = train_base(cfg, demos, seed, display).policy
         save_policy(policy, out, details={"task": cfg.task, "demonstrations": demos.describe(), "seed": seed})
     return served(out) if cfg.served else load_policy(out), demos

@@ -42,7 +42,7 @@ def demo(cfg: DemoConfig, display: Display | None = None) -> Refined:
     torch.set_num_threads(1)  # for networks as small as these
     recipe = dataclasses.replace(BASES[TASK], episodes=cfg.episodes, noise=cfg.noise)
     demos = demonstrations(recipe, cfg.seed, Path(), display)
-    policy = train_base(recipe, demos, cfg.seed, display)
+    policy = train_base(recipe, demos, cfg.seed, display).policy
     config = settings("quick", TASK, bound=cfg.bound, horizon=cfg.horizon, total_steps=cfg.total_steps)
     config = dataclasses.replace(config, seed=cfg.seed, policy=recipe.policy)
     refined = api.run(config, policy, demos=demos, out=cfg.out, display=display, overwrite=True)

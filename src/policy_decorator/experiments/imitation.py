@@ -1,0 +1,230 @@
+"""How well base policies imitate the same demonstrations, before anything is refined (paper Tables 10 and 11).
+
+    python -m policy_decorator.experiments.imitation adroit/door --data DATA --seeds 0 1 2 --jobs 2
+
+`results/imitation/` holds summary.csv (a line per training), curves.csv (loss and success over gradient steps) and
+provenance.json. What they hold is not trained again. A seed is the training's; the demonstrations are the same for all.
+"""
+
+import csv
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+import tyro
+
+from policy_decorator import machine
+from policy_decorator.base_policies import POLICIES
+from policy_decorator.base_policies.checkpoint import save_policy
+from policy_decorator.demos.dataset import Demonstrations
+from policy_decorator.disk import atomic_csv, atomic_json, read_json
+from policy_decorator.envs import get_task
+from policy_decorator.envs.vector import make_vector
+from policy_decorator.errors import lookup
+from policy_decorator.evaluation import TEST, run_episodes
+from policy_decorator.experiments.bases import (
+    BOUNDED,
+    DOOR,
+    STACK_CUBE,
+    BaseConfig,
+    demonstrations,
+    train_base,
+)
+from policy_decorator.progress import Bars
+from policy_decorator.provenance import provenance
+from policy_decorator.statistics import wilson
+
+TEST_EPISODES, TEST_ENVS = 100, 10
+
+RHYTHM: Mapping[str, Any] = {"steps": 5_000, "eval_every": 1_000, "eval_episodes": 50}
+"""Of all: Table 5's steps on Adroit, not the 200,000 of its other columns and of Table 7."""
+
+
+def _trained(policy: str, net: Mapping[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """A policy with its own settings but for `changes`: smaller batches than Tables 5 and 7, for a CPU."""
+    return {"policy": policy, "net": net or {}, "training": replace(POLICIES[policy].training, **RHYTHM, **changes)}
+
+
+MLP = _trained("mlp", batch_size=256, lr=1e-3)
+BET = _trained("bet", batch_size=256, lr=3e-4)
+BOUNDED_BET = _trained("bet", BOUNDED, batch_size=256, lr=3e-4)
+DIFFUSION = _trained("diffusion", batch_size=128, lr=3e-4, warmup_steps=250, ema=0.995)
+
+IMITATIONS: Mapping[str, Mapping[str, BaseConfig]] = {
+    "adroit/door": {
+        "BeT": replace(DOOR, **BET),
+        "BeT, bounded": replace(DOOR, **BOUNDED_BET),
+        "Diffusion": replace(DOOR, **DIFFUSION),
+    },
+    "maniskill/stack-cube": {
+        "MLP": replace(STACK_CUBE, episodes=1_000, evaluate=True, **MLP),
+        "BeT": replace(STACK_CUBE, episodes=1_000, evaluate=True, **BET),
+        "Diffusion": replace(STACK_CUBE, episodes=1_000, evaluate=True, **DIFFUSION),
+    },
+}
+"""Task -> name -> what is trained; sizes are the paper's (Tables 4 and 6), all else the policies' defaults."""
+
+KEY = ("task", "policy", "seed")
+MEASURED = (
+    "demonstrations", "parameters", "steps", "batch_size", "best_step", "validation_success", "test_success",
+    "test_low", "test_high", "test_episodes", "wall_seconds", "git_revision", "git_dirty",
+)  # fmt: skip
+CURVES = (*KEY, "step", "metric", "value")
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ImitationConfig:
+    tasks: tyro.conf.Positional[tuple[str, ...]] = tuple(IMITATIONS)
+    """adroit/door, maniskill/stack-cube; none given: both."""
+    policies: tuple[str, ...] = ()
+    """The trainings of these names; none given: all."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    jobs: int = 1
+    """Trainings side by side; give each its own core with OMP_NUM_THREADS=1."""
+    data: Path = Path("data")
+    """Where `adroit/door-v0_demos.pickle` is."""
+    runs: Path = Path("runs")
+    """Where demonstrations and policies go."""
+    results: Path = Path("results")
+    """Where the tables go."""
+    only: tuple[str, str, int] | None = None
+    """Make this one (task, policy, seed) and nothing else; used for the processes of `jobs`."""
+
+
+def main(cfg: ImitationConfig) -> None:
+    """Raises UserError: an unknown task, a missing file; SystemExit: trainings that failed."""
+    if cfg.only is not None:
+        train_one(cfg, *cfg.only)
+        return
+    wanted = [
+        (task, policy, seed)
+        for seed in cfg.seeds
+        for task in cfg.tasks
+        for policy in lookup("task of the imitation study", task, IMITATIONS)
+        if not cfg.policies or policy in cfg.policies
+    ]
+    for task in cfg.tasks:  # once, before several processes want them
+        _demonstrations(cfg, next(iter(IMITATIONS[task].values())))
+    known = _read(cfg.results / "imitation" / "summary.csv")
+    todo = [w for w in wanted if tuple(map(str, w)) not in known and not (_folder(cfg, *w) / "result.json").exists()]
+    one_at_a_time = Lock()
+
+    def run(one: tuple[str, str, int]) -> int:
+        code = _spawn(cfg, one)
+        with one_at_a_time:
+            collect(cfg)
+        return code
+
+    with ThreadPoolExecutor(cfg.jobs) as pool:
+        codes = list(pool.map(run, todo))
+    collect(cfg)
+    if failed := [one for one, code in zip(todo, codes, strict=True) if code]:
+        raise SystemExit(f"{len(failed)} of {len(todo)} trainings failed: {failed}. Their output is above.")
+
+
+def train_one(cfg: ImitationConfig, task: str, policy: str, seed: int) -> None:
+    """Train, keep the best checkpoint on validation episodes, and test that one."""
+    machine.use_cpu_well()
+    base, display, started = IMITATIONS[task][policy], Bars(), time.monotonic()
+    demos = _demonstrations(cfg, base)
+    result = train_base(base, demos, seed, display)
+    env = make_vector(get_task(task), TEST_ENVS, context=result.policy.context, chunk=result.policy.chunk)
+    with display.stage("testing", TEST_EPISODES) as update:
+        tested = run_episodes(env, result.policy, TEST_EPISODES, TEST, update)
+    env.close()
+    low, high = wilson(int(tested.success.sum()), TEST_EPISODES)
+    git, network = provenance(seed)["git"], result.policy
+    measured = {
+        "demonstrations": demos.episodes,
+        "parameters": sum(p.numel() for p in network.parameters()),  # pyright: ignore[reportAttributeAccessIssue]
+        "steps": base.training.steps,
+        "batch_size": base.training.batch_size,
+        "best_step": result.best_step,
+        "validation_success": result.best_success,
+        "test_success": tested.rate,
+        "test_low": low,
+        "test_high": high,
+        "test_episodes": TEST_EPISODES,
+        "wall_seconds": round(time.monotonic() - started, 1),
+        "git_revision": git.get("revision"),
+        "git_dirty": git.get("dirty"),
+    }
+    out = _folder(cfg, task, policy, seed)
+    save_policy(result.policy, out, details={"task": task, "demonstrations": demos.describe(), "seed": seed})
+    atomic_json(out / "result.json", {"measured": measured, "history": result.history})
+
+
+def collect(cfg: ImitationConfig) -> None:
+    """Tables of all that was trained, here or before."""
+    out = cfg.results / "imitation"
+    summary, curves = _read(out / "summary.csv"), _read(out / "curves.csv")
+    for folder in sorted((cfg.runs / "imitation").glob("*/*/result.json")):
+        task, policy, seed = _key(folder.parent)
+        made = read_json(folder)
+        summary[task, policy, seed] = [[task, policy, seed, *(made["measured"][name] for name in MEASURED)]]
+        curves[task, policy, seed] = [
+            [task, policy, seed, int(row["step"]), name, row[name]]
+            for row in made["history"]
+            for name in ("loss", "success")
+            if name in row
+        ]
+    if not summary:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    order = sorted(summary)
+    atomic_csv(out / "summary.csv", (*KEY, *MEASURED), [row for key in order for row in summary[key]])
+    atomic_csv(out / "curves.csv", CURVES, [row for key in order for row in curves[key]])
+    seeds = " ".join(sorted({key[2] for key in order}, key=int))
+    tasks = " ".join(dict.fromkeys(key[0] for key in order))
+    record = {name: x for name, x in provenance(None).items() if name not in ("argv", "git", "seed")}
+    command = f"python -m policy_decorator.experiments.imitation {tasks} --seeds {seeds}"
+    revisions = sorted({str(summary[key][0][-2]) for key in order})
+    atomic_json(out / "provenance.json", {"command": command, "git_revisions": revisions} | record)
+
+
+def _read(path: Path) -> dict[Key, list[list[Any]]]:
+    """The lines of a table by the training they are of."""
+    found: dict[Key, list[list[Any]]] = {}
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in list(csv.reader(file))[1:]:
+                found.setdefault(tuple(row[: len(KEY)]), []).append(row)
+    return found
+
+
+def _demonstrations(cfg: ImitationConfig, base: BaseConfig) -> Demonstrations:
+    file = cfg.runs / "imitation" / f"{base.task.replace('/', '-')}-{base.episodes}.h5"
+    if not file.exists():
+        made = demonstrations(base, 0, cfg.data, Bars())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        made.save(file)
+    return Demonstrations.load(file)
+
+
+def _folder(cfg: ImitationConfig, task: str, policy: str, seed: int) -> Path:
+    return cfg.runs / "imitation" / task.replace("/", "-") / f"{policy}-{seed}"
+
+
+def _key(folder: Path) -> Key:
+    policy, _, seed = folder.name.rpartition("-")
+    (task,) = [task for task in IMITATIONS if task.replace("/", "-") == folder.parent.name]
+    return task, policy, seed
+
+
+def _spawn(cfg: ImitationConfig, one: Iterable[Any]) -> int:
+    options = ["--data", cfg.data, "--runs", cfg.runs, "--results", cfg.results, "--only", *one]
+    command = [sys.executable, "-m", "policy_decorator.experiments.imitation", *map(str, options)]
+    return subprocess.run(command, check=False).returncode
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(tyro.cli(ImitationConfig))

@@ -1,0 +1,79 @@
+"""The study of imitation: trained once, tested on episodes of their own, kept in its tables."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from policy_decorator.base_policies.imitate import ImitateConfig
+from policy_decorator.errors import UserError
+from policy_decorator.experiments import imitation
+from policy_decorator.experiments.bases import PEG, BaseConfig
+from policy_decorator.experiments.imitation import IMITATIONS, ImitationConfig, main, train_one
+
+SHORT = ImitateConfig(steps=300, batch_size=64, lr=1e-3, eval_every=100, eval_episodes=10)
+TOY = replace(PEG, task="toy/reach", episodes=60, training=SHORT, evaluate=True)
+
+
+@pytest.fixture
+def toys(monkeypatch: pytest.MonkeyPatch) -> dict[str, BaseConfig]:
+    toys = {"MLP": TOY, "wide": replace(TOY, net={"width": 64})}
+    monkeypatch.setattr(imitation, "IMITATIONS", {"toy/reach": toys})
+    monkeypatch.setattr(imitation, "TEST_EPISODES", 20)
+    monkeypatch.setattr(imitation, "_spawn", lambda cfg, one: train_one(cfg, *one) or 0)
+    return toys
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_is_trained_once_and_its_best_checkpoint_tested(
+    toys: dict[str, BaseConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = ImitationConfig(("toy/reach",), seeds=(0, 1), runs=tmp_path / "runs", results=tmp_path / "results")
+    main(cfg)
+    out = tmp_path / "results" / "imitation"
+    summary, curves = _rows(out / "summary.csv"), _rows(out / "curves.csv")
+    assert [(row["policy"], row["seed"]) for row in summary] == [
+        ("MLP", "0"),
+        ("MLP", "1"),
+        ("wide", "0"),
+        ("wide", "1"),
+    ]
+    for row in summary:
+        assert float(row["test_success"]) > 0.3
+        assert float(row["test_low"]) < float(row["test_success"]) < float(row["test_high"]) + 1e-9
+        assert (row["demonstrations"], row["steps"], row["test_episodes"]) == ("60", "300", "20")
+        own = [c for c in curves if (c["policy"], c["seed"]) == (row["policy"], row["seed"])]
+        success = {c["step"]: float(c["value"]) for c in own if c["metric"] == "success"}
+        assert list(success) == ["100", "200", "300"]
+        assert success[row["best_step"]] == max(success.values()) == float(row["validation_success"])
+        assert len([c for c in own if c["metric"] == "loss"]) >= 3
+    assert int(summary[0]["parameters"]) > int(summary[2]["parameters"])
+    assert "toy/reach --seeds 0 1" in json.loads((out / "provenance.json").read_text())["command"]
+    before = (out / "summary.csv").read_text()
+    monkeypatch.setattr(imitation, "_spawn", lambda *_: pytest.fail("trained again"))
+    main(replace(cfg, runs=tmp_path / "fresh machine"))
+    assert (out / "summary.csv").read_text() == before
+
+
+def test_what_is_missing_or_unknown_is_said_before_anything_is_trained(tmp_path: Path) -> None:
+    elsewhere = {"runs": tmp_path / "runs", "results": tmp_path / "results"}
+    with pytest.raises(UserError, match="'adroit/door'"):
+        main(ImitationConfig(("adroit/dor",), **elsewhere))
+    with pytest.raises(UserError, match=r"door-v0_demos\.pickle is missing"):
+        main(ImitationConfig(("adroit/door",), data=tmp_path, **elsewhere))
+
+
+def test_policies_are_of_the_papers_sizes() -> None:
+    for trained in IMITATIONS.values():
+        demos = {(base.task, base.source, base.file, base.episodes) for base in trained.values()}
+        assert len(demos) == 1, "they imitate the same demonstrations"
+        assert all(base.evaluate for base in trained.values())
+        assert not trained["BeT"].net
+        assert not trained["Diffusion"].net
