@@ -68,3 +68,11 @@ def test_the_table_is_written_with_where_it_comes_from(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "provenance.json").read_text())["sizes"]["obs"] == 39
     with pytest.raises(UserError, match="method"):
         main(CostsConfig(out=tmp_path, methods=("nothing",)))
+
+
+def test_methods_that_tune_the_base_are_measured_on_it() -> None:
+    pytest.importorskip("peft", reason="PEFT is not installed")
+    itself, from_scratch = costs("rlpd on the base", SMALL, 0.1), costs("rlpd", SMALL, 0.1)
+    assert itself.base == "bet"
+    assert itself.base_queries_per_step == from_scratch.base_queries_per_step == 0
+    assert itself.learned_parameters < from_scratch.learned_parameters

@@ -66,8 +66,15 @@ class Sizes:
 SMALL = Sizes(obs=4, action=2, envs=2, capacity=64, episode=10, demonstrations=3, bases=TINY_BASES)
 
 
-def sample_run(method: str, sizes: Sizes = SMALL) -> tuple[str, Run]:
+ON_THE_BASE = " on the base"
+"""Behind the name of a method whose actor may be the base: as the paper has it."""
+
+
+def sample_run(name: str, sizes: Sizes = SMALL) -> tuple[str, Run]:
     """The first kind of base that the method takes, and a run on it. Raises UserError where it takes none."""
+    method = name.removesuffix(ON_THE_BASE)
+    settings: Any = METHODS[method].config()
+    settings = settings if method == name else replace(settings, actor="base")
     refusals = []
     for kind, cfg in sizes.bases:
         torch.manual_seed(0)
@@ -82,10 +89,10 @@ def sample_run(method: str, sizes: Sizes = SMALL) -> tuple[str, Run]:
             demonstrated=_demonstrated(sizes) if base.chunk == 1 else None,
         )
         try:
-            return kind, METHODS[method].build(METHODS[method].config(), problem)
+            return kind, METHODS[method].build(settings, problem)
         except UserError as refusal:
             refusals.append(f"on {kind}: {refusal}")
-    raise UserError(f"{method} cannot be built here. " + " ".join(refusals))
+    raise UserError(f"{name} cannot be built here. " + " ".join(refusals))
 
 
 def _demonstrated(sizes: Sizes) -> Demonstrated:
@@ -219,7 +226,7 @@ def _offline(offline: Offline, seconds: float) -> float:
 class CostsConfig:
     out: Path = Path("results/methods-cost")
     """Where costs.csv and provenance.json go."""
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = (*METHODS, f"rlpd{ON_THE_BASE}", f"cal-ql{ON_THE_BASE}")
     seconds: float = 10.0
     """Of measuring, per method, at least."""
     threads: int = 1
@@ -232,7 +239,8 @@ def main(cfg: CostsConfig) -> None:
     rows = []
     with Bars().stage("measuring", len(cfg.methods)) as update:
         for i, name in enumerate(cfg.methods, start=1):
-            rows.append(asdict(costs(lookup("method", name, METHODS).name, Sizes(), cfg.seconds)))
+            lookup("method", name.removesuffix(ON_THE_BASE), METHODS)
+            rows.append(asdict(costs(name, Sizes(), cfg.seconds)))
             update(i, note=name)
     cfg.out.mkdir(parents=True, exist_ok=True)
     atomic_csv(cfg.out / "costs.csv", tuple(rows[0]), [list(row.values()) for row in rows])

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from policy_decorator.experiments.entry import Entry
+from policy_decorator.rl.cql import CQLConfig
 from policy_decorator.rl.ppo import PPOConfig
 
 PEG = "metaworld/peg-insert-side"
@@ -36,6 +37,12 @@ def _entry(task: str, label: str, base: str = "", **settings: Any) -> Entry:
 PPO: Mapping[str, Any] = {"preset": "ppo", "run": {"envs": 8}}
 SHORT_ROLLOUTS = PPOConfig(rollout=100, epochs=10, minibatches=20, clip=0.01, target_kl=1.0)
 """DPPO's own settings but for rollouts of a quarter of the length: its authors' steps are millions."""
+
+
+OFFLINE: Mapping[str, Any] = {"offline_updates": 5_000}
+"""A quarter of the originals', in keeping with the environment steps."""
+CONSERVATIVE: Mapping[str, Any] = {**OFFLINE, "cql": CQLConfig(cql_weight=1.0, cql_samples=4)}
+"""The released code's weight on Adroit, and fewer samples: the actor is asked for each."""
 
 
 def _dppo(task: str, label: str = "DPPO", **run: Any) -> Entry:
@@ -71,23 +78,23 @@ def _with_and_without_end(task: str) -> tuple[Entry, ...]:
 
 
 def _fine_tuning(task: str) -> tuple[Entry, ...]:
-    """The methods of Sec. 5.2.1 and of Table 1."""
-    methods = {
-        "RLPD": "rlpd",
-        "SACfd": "sacfd",
-        "Cal-QL": "cal-ql",
-        "CQL": "cql",
-        "IQL": "iql",
-        "AWAC": "awac",
-        "DAPG": "dapg",
-        "DAC": "dac",
-        "ROT": "rot",
-    }
+    """The methods of Sec. 5.2.1, on the base as the paper has them, and of Table 1, from scratch as their originals."""
+    itself = {"actor": "base"}
     return (
         _entry(task, "Policy Decorator"),
-        *(_entry(task, label, method=method) for label, method in methods.items()),
         _entry(task, "SAC with LoRA", base="bounded", method="sac-lora"),
+        _entry(task, "RLPD", base="bounded", method="rlpd", learn=itself),
+        _entry(task, "Cal-QL", base="bounded", method="cal-ql", learn={**CONSERVATIVE, **itself}),
+        _entry(task, "ROT", method="rot"),
         _entry(task, "DIPO", base="diffusion", method="dipo"),
+        _entry(task, "RLPD from scratch", method="rlpd"),
+        _entry(task, "Cal-QL from scratch", method="cal-ql", learn=CONSERVATIVE),
+        _entry(task, "CQL", method="cql", learn=CONSERVATIVE),
+        _entry(task, "SACfd", method="sacfd"),
+        _entry(task, "IQL", method="iql", learn=OFFLINE),
+        _entry(task, "AWAC", method="awac", learn=OFFLINE),
+        _entry(task, "DAPG", method="dapg"),
+        _entry(task, "DAC", method="dac"),
     )
 
 
