@@ -58,6 +58,8 @@ WITHOUT_ON = ("metaworld/peg-insert-side", "metaworld/assembly", "metaworld/push
 
 LAST = 3
 """Evaluations whose mean is called the end of a curve."""
+ROUND = -2
+"""Steps are rounded to hundreds: evaluations wait for the end of a round, but for the last one."""
 
 
 def _simulator(task: str) -> str:
@@ -121,18 +123,39 @@ def summary(curves: Sequence[Sequence[Any]]) -> dict[str, Any]:
         },
         "tasks": tasks,
         "ends": {task: _ends(curves, task) for task in tasks},
+        "parts": {task: parts for task in tasks if (parts := _parts(curves, task))},
     }
 
 
 def _ends(curves: Sequence[Sequence[Any]], task: str) -> dict[str, float]:
-    found = {entry.label: _curves(curves, task, entry.label) for entry in ENTRIES if entry.base == task}
-    parts = {label: curve for label, curve in found.items() if curve and label.startswith(WITHOUT_PART)}
-    ends = {label: _end(curve) for label, curve in found.items() if curve and label not in parts}
-    if parts:
-        parts["fast, as long as without a part"] = found["fast"]
-        steps = set.intersection(*map(set, parts.values()))
-        ends |= {label: _end({step: curve[step] for step in sorted(steps)[1:]}) for label, curve in parts.items()}
-    return ends
+    found = {label: _curves(curves, task, label) for label in ("paper", "fast")}
+    return {label: _end(curve) for label, curve in found.items() if curve}
+
+
+def _parts(curves: Sequence[Sequence[Any]], task: str) -> dict[str, dict[str, Any]]:
+    """`fast` with and without each part: mean success of the same seeds at the same steps, the last of those."""
+    fast, found = _by_seed(curves, task, "fast"), {}
+    for part in WITHOUT:
+        without = _by_seed(curves, task, WITHOUT_PART + part)
+        seeds = sorted(set(fast) & set(without))
+        if not seeds:
+            continue
+        common = set.intersection(*(set(curve[seed]) for curve in (fast, without) for seed in seeds))
+        steps = sorted(common - {0})[-LAST:]
+        means = {
+            name: float(np.mean([[curve[seed][step] for step in steps] for seed in seeds]))
+            for name, curve in (("with", fast), ("without", without))
+        }
+        found[part] = {"seeds": seeds, "steps": steps, **means}
+    return found
+
+
+def _by_seed(curves: Sequence[Sequence[Any]], task: str, recipe: str) -> dict[int, dict[int, float]]:
+    found: dict[int, dict[int, float]] = {}
+    for base, label, seed, steps, metric, value in curves:
+        if (base, label, metric) == (task, recipe, "eval/behaviour"):
+            found.setdefault(seed, {})[round(steps, ROUND)] = value
+    return found
 
 
 def _tasks(curves: Sequence[Sequence[Any]]) -> list[str]:
@@ -141,8 +164,8 @@ def _tasks(curves: Sequence[Sequence[Any]]) -> list[str]:
 
 def _curves(curves: Sequence[Sequence[Any]], task: str, recipe: str) -> Curve:
     found: Curve = {}
-    for base, label, _, steps, metric, value in curves:
-        if (base, label, metric) == (task, recipe, "eval/behaviour"):
+    for points in _by_seed(curves, task, recipe).values():
+        for steps, value in points.items():
             found.setdefault(steps, []).append(value)
     return dict(sorted(found.items()))
 
