@@ -9,12 +9,14 @@ from policy_decorator.base_policies.imitate import (
     Evaluate,
     ImitateConfig,
     Imitator,
+    _load_windows,
     imitate,
     window_bounds,
     window_rows,
 )
 from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
 from policy_decorator.demos.dataset import Demonstrations
+from policy_decorator.envs.toy import TASKS
 from policy_decorator.errors import UserError
 
 LENGTHS = [5, 3, 1, 8, 4]
@@ -163,6 +165,21 @@ def test_the_random_state_of_the_caller_is_left_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_noise_is_of_the_size_of_what_is_demonstrated_and_only_in_what_is_seen() -> None:
+    demos, policy = linear_demonstrations(), MLPPolicy(MLPConfig(), 3, 2)
+    drawn = []
+    for noise in (0.0, 0.3):
+        cfg = ImitateConfig(obs_noise=noise)
+        windows = _load_windows(policy, demos, cfg, torch.device("cpu"), TASKS["toy/reach"])
+        drawn.append(windows.draw(20_000, torch.Generator().manual_seed(0)))
+    (clean, actions), (noisy, same) = drawn
+    assert torch.equal(actions, same)
+    added = (noisy - clean)[:, 0] / torch.from_numpy(demos.observations).std(dim=0)
+    torch.testing.assert_close(added.std(dim=0), torch.full((3,), 0.3), rtol=0.03, atol=0)
+    torch.testing.assert_close(added.mean(dim=0), torch.zeros(3), rtol=0, atol=0.01)
+    assert torch.corrcoef(added.T).fill_diagonal_(0).abs().max() < 0.03
+
+
 def test_a_batch_may_be_larger_than_the_data() -> None:
     demos = demonstrations(np.random.default_rng(0).normal(size=(4, 3)), np.eye(4)[:, :2], [4])
     result = imitate(MLPPolicy(MLPConfig(width=8), 3, 2), demos, ImitateConfig(steps=2, batch_size=64))
@@ -203,3 +220,5 @@ def test_settings_that_cannot_be() -> None:
         ImitateConfig(steps=0)
     with pytest.raises(UserError, match="positive"):
         ImitateConfig(lr=0.0)
+    with pytest.raises(UserError, match="obs_noise must be at least 0"):
+        ImitateConfig(obs_noise=-0.1)

@@ -92,6 +92,9 @@ class ImitateConfig:
     """Of the clusters, the batches and the dropout. The network's initialisation is the caller's."""
     pad_start: bool = True
     """Also train on windows that reach before the episode, and on every episode's last; False is the released code."""
+    obs_noise: float = 0.0
+    """Noise in the states it is trained on, in standard deviations of the demonstrations (not in the paper). A policy
+    that sees its own last action in the state, a half-closed gripper, else runs away with its errors."""
     keep_success: float | None = None
     """Keep the checkpoint whose success rate is nearest to this one instead of the best (App. D.2: a poor base)."""
     save_every: int = 1000
@@ -112,6 +115,8 @@ class ImitateConfig:
             )
         if not 0 <= self.ema < 1:
             raise UserError(f"ema must be in [0, 1), got {self.ema}.")
+        if self.obs_noise < 0:
+            raise UserError(f"obs_noise must be at least 0, got {self.obs_noise}.")
         if self.keep_success is not None and not 0 <= self.keep_success <= 1:
             raise UserError(f"keep_success is a rate between 0 and 1, got {self.keep_success}.")
 
@@ -225,6 +230,7 @@ class Windows:
     context: int
     horizon: int
     held: Tensor  # (Da,) bool, entries of an episode's last action that go on behind it
+    noise: Tensor | None = None  # (Do,) standard deviation of what is added to the states
 
     def draw(self, batch_size: int, generator: torch.Generator, share: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Of a batch of B, the `share` of this process: (B, To, Do) and (B, Th, Da)."""
@@ -234,7 +240,14 @@ class Windows:
         drawn = torch.randint(len(self.newest), (batch_size,), generator=generator, device=device)[share]
         rows = window_rows(self.first[drawn], self.newest[drawn], self.context)  # (B, To)
         rows = rows.minimum(self.last[drawn, None])
-        return self.observations[rows], self.targets(drawn)
+        return self._noisy(self.observations[rows], generator), self.targets(drawn)
+
+    def _noisy(self, seen: Any, generator: torch.Generator) -> Any:
+        if self.noise is None:
+            return seen
+        state = seen if isinstance(seen, Tensor) else seen["state"]
+        state = state + self.noise * torch.randn(state.shape, generator=generator, device=state.device)
+        return state if isinstance(seen, Tensor) else seen.set("state", state)
 
     def targets(self, windows: Tensor) -> Tensor:
         """(B,) -> (B, Th, Da): the actions from the window's first frame on, padded where there are none."""
@@ -280,7 +293,8 @@ def _load_windows(
     if ahead and (entries := (task or get_task(demos.task)).held_actions) is not None:
         held = torch.zeros_like(held).index_fill(0, torch.tensor(entries, dtype=torch.long) % len(held), True)
     seen = _with_pictures(observations, policy, demos)
-    return Windows(seen, actions, first, newest, last, frames, horizon, held.to(device))
+    noise = cfg.obs_noise * observations.std(dim=0) if cfg.obs_noise else None
+    return Windows(seen, actions, first, newest, last, frames, horizon, held.to(device), noise)
 
 
 def _with_pictures(states: Tensor, policy: Imitator, demos: "Demonstrations") -> Tensor:
