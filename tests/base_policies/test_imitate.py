@@ -5,16 +5,9 @@ import pytest
 import torch
 
 from policy_decorator.base_policies.bet import BehaviorTransformer, BeTConfig
-from policy_decorator.base_policies.imitate import (
-    Evaluate,
-    ImitateConfig,
-    Imitator,
-    _load_windows,
-    imitate,
-    window_bounds,
-    window_rows,
-)
+from policy_decorator.base_policies.imitate import Evaluate, ImitateConfig, Imitator, imitate
 from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
+from policy_decorator.base_policies.windows import load_windows, window_bounds, window_rows
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.envs.toy import TASKS
 from policy_decorator.errors import UserError
@@ -170,7 +163,7 @@ def test_noise_is_of_the_size_of_what_is_demonstrated_and_only_in_what_is_seen()
     drawn = []
     for noise in (0.0, 0.3):
         cfg = ImitateConfig(obs_noise=noise)
-        windows = _load_windows(policy, demos, cfg, torch.device("cpu"), TASKS["toy/reach"])
+        windows = load_windows(policy, demos, cfg, torch.device("cpu"), TASKS["toy/reach"])
         drawn.append(windows.draw(20_000, torch.Generator().manual_seed(0)))
     (clean, actions), (noisy, same) = drawn
     assert torch.equal(actions, same)

@@ -12,7 +12,8 @@ from policy_decorator.base_policies.bet import BeTConfig
 from policy_decorator.base_policies.checkpoint import parameter_hash
 from policy_decorator.base_policies.diffusion import DiffusionConfig
 from policy_decorator.base_policies.external import as_policy
-from policy_decorator.base_policies.imitate import ImitateConfig, Imitator, horizon_of, imitate
+from policy_decorator.base_policies.imitate import ImitateConfig, Imitator, imitate
+from policy_decorator.base_policies.windows import horizon_of
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.encoders import EncoderConfig
 from policy_decorator.envs.images import together

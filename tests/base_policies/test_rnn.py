@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from policy_decorator.base_policies.imitate import ImitateConfig, imitate, sequence_bounds, window_rows
+from policy_decorator.base_policies.imitate import ImitateConfig, imitate
 from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
 from policy_decorator.base_policies.rnn import NARROW, RecurrentPolicy, RNNConfig
+from policy_decorator.base_policies.windows import sequence_bounds, window_rows
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.errors import UserError
 from policy_decorator.memory import session

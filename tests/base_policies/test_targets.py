@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from policy_decorator.base_policies.diffusion import DiffusionConfig, DiffusionPolicy
-from policy_decorator.base_policies.imitate import ImitateConfig, _load_windows, window_bounds
+from policy_decorator.base_policies.imitate import ImitateConfig
 from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
+from policy_decorator.base_policies.windows import load_windows, window_bounds
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.envs import TASKS, get_task
 from policy_decorator.envs.task import Task
@@ -55,7 +56,7 @@ def sliced(pad_start: bool, absolute: bool) -> list[tuple[np.ndarray, np.ndarray
 @pytest.mark.parametrize("task", ["metaworld/assembly", "adroit/door"])
 def test_targets_are_padded_by_the_control(task: str, pad_start: bool) -> None:
     absolute = task == "adroit/door"
-    windows = _load_windows(policy(), demos(task), ImitateConfig(pad_start=pad_start), CPU, None)
+    windows = load_windows(policy(), demos(task), ImitateConfig(pad_start=pad_start), CPU, None)
     expected = sliced(pad_start, absolute)
     assert len(windows.newest) == len(expected) == sum(LENGTHS) - (0 if pad_start else len(LENGTHS))
     targets = windows.targets(torch.arange(len(expected)))
@@ -78,16 +79,16 @@ def test_which_entries_go_on_is_the_task_s() -> None:
     both = Task(**{**vars(delta), "held_actions": (0, -1)})
     none = Task(**{**vars(delta), "held_actions": ()})
     for task, held in ((delta, {3}), (both, {0, 3}), (none, set())):
-        windows = _load_windows(policy(), demos("mine"), ImitateConfig(), CPU, task)
+        windows = load_windows(policy(), demos("mine"), ImitateConfig(), CPU, task)
         last = windows.targets(torch.tensor([len(windows.newest) - 1]))[0, -1]  # (Da,) far behind the end
         assert {i for i in range(ACTION) if last[i] != 0} == held
 
 
 def test_a_task_that_nobody_knows_must_be_given_where_it_matters() -> None:
     with pytest.raises(UserError, match="Unknown task 'mine'"):
-        _load_windows(policy(), demos("mine"), ImitateConfig(), CPU, None)
+        load_windows(policy(), demos("mine"), ImitateConfig(), CPU, None)
     net = MLPPolicy(MLPConfig(context=CONTEXT), 2, ACTION)
-    windows = _load_windows(net, demos("mine"), ImitateConfig(), CPU, None)  # it never looks behind an end
+    windows = load_windows(net, demos("mine"), ImitateConfig(), CPU, None)  # it never looks behind an end
     assert windows.targets(torch.arange(3)).shape == (3, CONTEXT, ACTION)
 
 
@@ -110,4 +111,4 @@ def test_held_actions_of_every_task(name: str) -> None:
 def test_an_episode_of_one_step_has_no_window_of_the_released_code() -> None:
     one = demos()._keep(np.array([False, True, False, False]))
     with pytest.raises(UserError, match="has 1 and needs 2"):
-        _load_windows(policy(), one, ImitateConfig(pad_start=False), CPU, None)
+        load_windows(policy(), one, ImitateConfig(pad_start=False), CPU, None)

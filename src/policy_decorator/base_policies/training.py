@@ -20,7 +20,8 @@ from policy_decorator.disk import atomic_bytes, disk_errors, to_json
 from policy_decorator.errors import MissingExtra, UserError
 
 if TYPE_CHECKING:
-    from policy_decorator.base_policies.imitate import Evaluate, ImitateConfig, Imitator, Progress, Windows
+    from policy_decorator.base_policies.imitate import Evaluate, ImitateConfig, Imitator, Progress
+    from policy_decorator.base_policies.windows import Windows
     from policy_decorator.demos.dataset import Demonstrations
 
 REPORT_EVERY = 100  # steps between looks at the loss: each one waits for the accelerator

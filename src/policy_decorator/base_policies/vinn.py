@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from policy_decorator.base_policies.bet import BehaviorTransformer, BeTConfig
 from policy_decorator.base_policies.diffusion import DiffusionConfig, DiffusionPolicy
-from policy_decorator.base_policies.imitate import window_bounds, window_rows
 from policy_decorator.base_policies.mlp import Standardize
+from policy_decorator.base_policies.windows import window_bounds, window_rows
 from policy_decorator.disk import from_json
 from policy_decorator.errors import UserError
 from policy_decorator.memory import Remembering
