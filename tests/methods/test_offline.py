@@ -188,7 +188,7 @@ def test_the_ladder_of_the_paper() -> None:
     assert [cal_ql.ladder(rung).offline_data for rung in "ABC"] == ["all", "successes", "successes"]
     assert cal_ql.ladder("C", offline_updates=3) == cal_ql.Config(offline_data="successes", offline_updates=3)
     with pytest.raises(UserError, match="rung"):
-        cal_ql.ladder("E")
+        cal_ql.ladder("F")
 
 
 # ---- a run from end to end ------------------------------------------------------------------------------------
