@@ -128,6 +128,14 @@ def test_a_task_may_be_named_as_in_refine(named: list[str], tmp_path: Path) -> N
     assert pidec("demos", "--out", tmp_path / "c.h5", "--task").code == 2
 
 
+def test_demonstrations_are_named_after_their_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["--task", TASK, "--episodes", "2", "--json", "--quiet"]
+    assert pidec("demos", *given).value["file"] == "toy-reach-gym.h5"
+    assert Demonstrations.load(tmp_path / "toy-reach-gym.h5").episodes == 2
+    assert "exists" in pidec("demos", *given).err
+
+
 def test_imitate_keeps_the_best_checkpoint_and_says_how_it_was_made(made: Made) -> None:
     told, card = made.told["imitate"], policy_card(made.base)
     measured = [(row["success"], row["step"]) for row in told["history"] if "success" in row]

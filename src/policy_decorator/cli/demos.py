@@ -1,10 +1,10 @@
-"""`pidec demos TASK --out FILE`: demonstrations recorded in simulation, or read from a published file."""
+"""`pidec demos TASK`: demonstrations recorded in simulation, or read from a published file."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from policy_decorator.cli import Answer
 from policy_decorator.cli.options import Switch, Task, check_out, display, processes, task_first
@@ -31,8 +31,8 @@ class Options:
 
     task: Task
     """Name of the task (pidec list tasks)."""
-    out: Path
-    """HDF5 file to write."""
+    out: Path | None = None
+    """HDF5 file to write; None: named after the task, here."""
     episodes: int | None = None
     """Episodes to keep: 25 are recorded where it is not given, and files are read whole."""
     noise: float = 0.0
@@ -80,8 +80,9 @@ def parse(args: list[str]) -> Options:
     options = parse_options(Options, "demos", ABOUT, task_first(args))
     get_task(options.task)
     _check_options(options)
-    check_out(options.out, options.overwrite)
-    return options
+    out = options.out or Path(options.task.replace("/", "-").replace(":", "-") + ".h5")
+    check_out(out, options.overwrite)
+    return replace(options, out=out)
 
 
 def run(options: Options) -> Answer:
@@ -94,9 +95,10 @@ def run(options: Options) -> Answer:
     shown = display(options.quiet)
     demos = _read(options, task, shown) or _record(options, task, shown)
     check(demos, task)
-    demos.save(options.out)
+    file = cast(Path, options.out)
+    demos.save(file)
     about = demos.describe()
-    return Answer(about | {"file": options.out}, demos_table(about, options.out), options.json)
+    return Answer(about | {"file": file}, demos_table(about, file), options.json)
 
 
 def _check_options(o: Options) -> None:
