@@ -7,14 +7,10 @@ provenance.json. What they hold is not trained again. A seed is the training's; 
 """
 
 import csv
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import torch
@@ -37,6 +33,7 @@ from policy_decorator.experiments.bases import (
     demonstrations,
     train_base,
 )
+from policy_decorator.experiments.side_by_side import side_by_side, spawn
 from policy_decorator.progress import Bars
 from policy_decorator.provenance import provenance
 from policy_decorator.statistics import wilson
@@ -115,19 +112,7 @@ def main(cfg: ImitationConfig) -> None:
         _demonstrations(cfg, next(iter(IMITATIONS[task].values())))
     known = _read(cfg.results / "imitation" / "summary.csv")
     todo = [w for w in wanted if tuple(map(str, w)) not in known and not (_folder(cfg, *w) / "result.json").exists()]
-    one_at_a_time = Lock()
-
-    def run(one: tuple[str, str, int]) -> int:
-        code = _spawn(cfg, one)
-        with one_at_a_time:
-            collect(cfg)
-        return code
-
-    with ThreadPoolExecutor(cfg.jobs) as pool:
-        codes = list(pool.map(run, todo))
-    collect(cfg)
-    if failed := [one for one, code in zip(todo, codes, strict=True) if code]:
-        raise SystemExit(f"{len(failed)} of {len(todo)} trainings failed: {failed}. Their output is above.")
+    side_by_side(todo, cfg.jobs, lambda one: _spawn(cfg, one), lambda: collect(cfg))
 
 
 def train_one(cfg: ImitationConfig, task: str, policy: str, seed: int) -> None:
@@ -220,9 +205,7 @@ def _key(folder: Path) -> Key:
 
 
 def _spawn(cfg: ImitationConfig, one: Iterable[Any]) -> int:
-    options = ["--data", cfg.data, "--runs", cfg.runs, "--results", cfg.results, "--only", *one]
-    command = [sys.executable, "-m", "policy_decorator.experiments.imitation", *map(str, options)]
-    return subprocess.run(command, check=False).returncode
+    return spawn("policy_decorator.experiments.imitation", "--data", cfg.data, "--runs", cfg.runs, "--only", *one)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,9 @@ provenance.json and, for `recipes`, summary.json. What they hold is not run agai
 study may be interrupted, run in parts (`--tasks`, `--labels`) and go on on another machine.
 """
 
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import tyro
@@ -26,6 +22,7 @@ from policy_decorator.experiments import comparisons, recipes
 from policy_decorator.experiments.bases import BASES, make_base
 from policy_decorator.experiments.demo import TASK, DemoConfig
 from policy_decorator.experiments.entry import Entry, config
+from policy_decorator.experiments.side_by_side import side_by_side, spawn
 from policy_decorator.experiments.tables import Key, Tables
 from policy_decorator.progress import Bars
 from policy_decorator.provenance import provenance
@@ -122,20 +119,7 @@ def main(cfg: StudyConfig) -> None:
     tables = Tables() if cfg.again else Tables.read(cfg.results / cfg.study)
     wanted = [i for i, entry in enumerate(entries) if _chosen(cfg, entry)]
     todo = [(i, s) for s in cfg.seeds for i in wanted if not (_finished(cfg, i, s) or _key(entries[i], s) in tables)]
-    one_at_a_time = Lock()
-
-    def run(job: tuple[int, int]) -> int:
-        code = _spawn(cfg, *job)
-        with one_at_a_time:
-            collect(cfg)
-        return code
-
-    with ThreadPoolExecutor(cfg.jobs) as pool:
-        codes = list(pool.map(run, todo))
-    collect(cfg)
-    failed = [job for job, code in zip(todo, codes, strict=True) if code]
-    if failed:
-        raise SystemExit(f"{len(failed)} of {len(todo)} runs failed (entry, seed): {failed}. Their output is above.")
+    side_by_side(todo, cfg.jobs, lambda job: _spawn(cfg, *job), lambda: collect(cfg))
 
 
 def _finished(cfg: StudyConfig, index: int, seed: int) -> bool:
@@ -147,9 +131,8 @@ def _chosen(cfg: StudyConfig, entry: Entry) -> bool:
 
 
 def _spawn(cfg: StudyConfig, index: int, seed: int) -> int:
-    options = ["--data", cfg.data, "--runs", cfg.runs, "--only", index, seed]
-    command = [sys.executable, "-m", "policy_decorator.experiments.study", cfg.study, *map(str, options)]
-    return subprocess.run(command, check=False).returncode
+    options = ("--data", cfg.data, "--runs", cfg.runs, "--only", index, seed)
+    return spawn("policy_decorator.experiments.study", cfg.study, *options)
 
 
 def _key(entry: Entry, seed: int) -> Key:
