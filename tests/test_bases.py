@@ -40,6 +40,17 @@ def test_a_base_is_made_once_and_known_again(base: BaseConfig, tmp_path: Path, m
     assert (same.actions == demos.actions).all()
 
 
+def test_its_own_episodes_are_put_beside_the_demonstrations(
+    base: BaseConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BASES, "toy-mixed", replace(TOY, rollouts=6))
+    _, demos = make_base("toy-mixed", 0, tmp_path, tmp_path / "bases")
+    assert demos.episodes == TOY.episodes + 6
+    assert not set(demos.seeds[-6:]) & set(demos.seeds[:-6])
+    _, again = make_base("toy-mixed", 0, tmp_path, tmp_path / "bases")
+    assert (again.actions == demos.actions).all()
+
+
 def test_a_process_of_its_own_answers_as_the_policy_does(base: BaseConfig, tmp_path: Path) -> None:
     address, _ = make_base("toy-served", 0, tmp_path, tmp_path / "bases")
     assert address.startswith("ws://")

@@ -59,7 +59,7 @@ def test_episodes_go_on_where_success_does_not_end_them() -> None:
 
 
 def test_chunks_are_refused() -> None:
-    with pytest.raises(UserError, match="single actions"):
+    with pytest.raises(UserError, match="action by action"):
         demonstrate(_demos(), Noted(context=1, chunk=2), torch.device("cpu"))
 
 

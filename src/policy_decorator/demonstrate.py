@@ -32,7 +32,10 @@ def demonstrate(
         with torch.random.fork_rng(), torch.no_grad():
             answer = _answers(asked, frames[rows.clamp(min=0)])  # (n, Ta, Da)
         if answer.shape[1] != 1:
-            raise UserError("demo_share needs a base policy that answers with single actions, not with chunks.")
+            raise UserError(
+                "Demonstrations are learned from action by action, and this base policy answers with chunks: let it be "
+                "asked step by step (--decide step), or learn without demonstrations."
+            )
         obs.append(frames)
         actions.append(torch.from_numpy(a[:n]).to(device)[:, None])
         bases.append(answer)

@@ -34,6 +34,7 @@ from policy_decorator.evaluation import (
 from policy_decorator.hardware import compiles, device_of, uses_cuda_graphs, workers_of
 from policy_decorator.memory import AnyPolicy, ask, session
 from policy_decorator.methods import METHODS, Problem
+from policy_decorator.methods.alone import Nobody
 from policy_decorator.methods.finetuned import FineTuned, trained
 from policy_decorator.progress import Display, Silent
 from policy_decorator.refined import Refined
@@ -87,8 +88,10 @@ class Refinement:
         if demos is not None:
             obs = torch.from_numpy(demos.observations)
             statistics = (obs.mean(0), obs.std(0))
-            if self.cfg.learn.asks_about_demonstrations:
-                demonstrated = demonstrate(demos, self.base, self.device, self.cfg.ends_at_success)
+            if self.cfg.learn.uses_demonstrations:
+                nobody = Nobody((self.chunk, self.task.action_size), self.base.context)
+                asked = self.base if self.cfg.learn.asks_about_demonstrations else nobody
+                demonstrated = demonstrate(demos, asked, self.device, self.cfg.ends_at_success)
                 self.demo_base_queries = demonstrated.base_queries
         return Problem(
             env=self._vector(self.cfg.envs),

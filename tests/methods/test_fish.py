@@ -94,7 +94,7 @@ def test_a_share_of_demonstrations_has_the_corrections_to_them(small: Any, stead
 
 def test_the_offset_is_a_bounded_residual_from_the_first_decision_on(small: Any, steady: nn.Module) -> None:
     run = _build(small, steady, bound=0.3)
-    assert run.collector.composition == Residual(0.3, "obs", "sum")
+    assert run.collector.composition == Residual(0.3, "obs+base", "concat")
     assert run.collector.gate == ProgressiveExploration(0, 0)
     assert isinstance(run.intake, WholeEpisodes)
     assert (Config().actor_sees, Config().critic_sees, Config().bound) == ("obs+base", "concat", 0.2)

@@ -12,9 +12,10 @@ from policy_decorator.base_policies.mlp import MLPConfig
 from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
 from policy_decorator.envs.toy import Reach
 from policy_decorator.errors import UserError
+from policy_decorator.experiments.presets import settings
 from policy_decorator.methods import METHODS, Problem, Run, settings_of
 from policy_decorator.methods.on_policy import OnPolicyRun
-from policy_decorator.methods.policy_decorator import Config
+from policy_decorator.methods.policy_decorator import Config, ResidualConfig
 from policy_decorator.rl.auto import MeasuredExploration, bound_of
 from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
@@ -88,6 +89,20 @@ def test_every_method_trains_and_hands_over_a_policy(method: str, small: Config,
     action = run.policy.act(window)
     assert action.shape == (5, 1, 2)
     assert not torch.equal(action, base.act(window))  # what it hands over is what has learned
+
+
+@pytest.mark.parametrize("preset", ["quick", "fast", "paper"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_preset_leaves_every_method_what_is_its_own(method: str, preset: str) -> None:
+    """What pulls a residual to the base would pull a policy that acts alone to no action at all."""
+    learn, own = settings(preset, "adroit/door", method=method).learn, METHODS[method].config()
+    assert {name: getattr(learn, name) for name in learn.OWN} == {name: getattr(own, name) for name in own.OWN}
+    residual = method in ("policy-decorator", "residual-rl")
+    assert learn.sac.residual_penalty == (0.01 if residual and preset == "fast" else 0)
+    if not isinstance(learn, ResidualConfig):
+        assert learn.sac.target_entropy == -1
+    if learn.uses_demonstrations and not isinstance(learn, ResidualConfig):
+        assert not learn.asks_about_demonstrations
 
 
 @pytest.mark.parametrize("sees", ["obs", "obs+base"])

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from policy_decorator import api
 from policy_decorator.config import RefineConfig
 from policy_decorator.demos.dataset import Demonstrations
+from policy_decorator.demos.record import record_policy
+from policy_decorator.envs import get_task
 from policy_decorator.envs.toy import Reach
 from policy_decorator.errors import UserError
 from policy_decorator.methods import METHODS, Problem, Run, cal_ql, rlpd, settings_of
@@ -66,14 +68,18 @@ def _nothing(*_: Any) -> None: ...
 
 @pytest.mark.parametrize("method", NAMES)
 def test_a_preset_leaves_each_what_makes_it_what_it_is(method: str, small: Any) -> None:
-    plain = replace(small, demo_share=0.0, n_step=5, noise_hold=3)
+    nets, sac = (
+        replace(small.nets, critic_layer_norm=True),
+        replace(small.sac, residual_penalty=0.5, target_entropy=0.0),
+    )
+    plain = replace(small, demo_share=0.25, n_step=5, noise_hold=3, nets=nets, sac=sac)
     cfg, own = cast(Any, settings_of(method, plain)), cast(Any, METHODS[method].config())
     assert cfg.demo_share == own.demo_share == 0.5
     assert (cfg.mix, cfg.offline_updates) == (own.mix, own.offline_updates)
     assert cfg.nets.critic_layer_norm is (method == "rlpd")
-    assert cfg.sac == small.sac
+    assert cfg.sac == replace(sac, residual_penalty=0.0, target_entropy=-1.0)
     assert cfg.n_step == (1 if method == "dapg" else 5)
-    assert cfg.asks_about_demonstrations
+    assert cfg.uses_demonstrations
 
 
 def test_rlpd_has_layer_norm_half_demonstrations_and_as_options_the_originals_ensemble(
@@ -91,6 +97,17 @@ def test_rlpd_has_layer_norm_half_demonstrations_and_as_options_the_originals_en
     assert cast(Critics, run.learner.critic).net.n == 10
     train(replace(RHYTHM, total_steps=120), run, _nothing, _nothing, _nothing)
     assert run.learner.updates == 5
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_a_run_asks_the_base_nothing_about_demonstrations(method: str, make_config: Any, steady: nn.Module) -> None:
+    cfg = make_config()
+    learn = small_settings(method, cfg.learn)
+    demos = record_policy(get_task(cfg.task), steady, 3, seed=0, source="test", only_successes=False)
+    refinement = Refinement(replace(cfg, method=method, learn=learn), steady, None, demos)
+    assert refinement.demo_base_queries == 0
+    assert not refinement.cfg.learn.asks_about_demonstrations
+    refinement.close()
 
 
 @pytest.mark.parametrize("method", NAMES)

@@ -57,9 +57,17 @@ def test_the_gap_is_a_direct_sum(calibrated: bool, temperature: float) -> None:
                 value = proposed[k, j, i].item()
                 if reference is not None and j >= N:  # uniform actions are not calibrated
                     value = max(value, reference[i].item())
-                total += math.exp((value - log_density[j, i].item()) / temperature)
+                total += math.exp(value / temperature - log_density[j, i].item())
             expected = temperature * math.log(total) - q[k, i].item()
             assert gap[k, i].item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_rewards_a_tenth_as_large_have_the_same_balance_at_a_tenth_of_weight_and_temperature() -> None:
+    """Q / 10 has squared errors of 1 / 100; the gap at T = 1 / 10 is a tenth, and weighs a tenth."""
+    original, ours = (_learner(cql_temperature=t, cql_weight=w) for t, w in ((1.0, 1.0), (0.1, 0.1)))
+    q, proposed, log_density, reference = torch.randn(2, B), torch.randn(2, 3 * N, B), torch.randn(3 * N, B), None
+    scaled = ours.cql.cql_weight * ours.gap(q / 10, proposed / 10, log_density, reference)
+    torch.testing.assert_close(scaled, original.gap(q, proposed, log_density, reference) / 100)
 
 
 def test_many_proposals_measure_the_integral_of_exp_q() -> None:

@@ -38,12 +38,13 @@ TINY: Mapping[str, Mapping[str, Any]] = {
     "diffusion": {"widths": (8, 8)},
 }
 BASES: Sequence[tuple[str, Any]] = (
-    ("bet", BeTConfig(context=1)),
-    ("bet", BeTConfig(context=1, bounded_offset=True)),
+    ("bet", BeTConfig()),
+    ("bet", BeTConfig(bounded_offset=True)),
     ("mlp", MLPConfig()),
-    ("diffusion", DiffusionConfig(context=1)),
+    ("diffusion", DiffusionConfig()),
 )
-"""Base policies, in the order in which a method is tried on them: some methods tune only certain ones."""
+"""Base policies of the paper's sizes and windows (Tables 4 and 6). A method is tried on them in this order: some tune
+only certain ones."""
 TINY_BASES: Sequence[tuple[str, Any]] = tuple((kind, replace(cfg, **TINY[kind])) for kind, cfg in BASES)
 
 
@@ -54,7 +55,7 @@ class Sizes:
     obs: int = 39
     action: int = 28
     envs: int = 16
-    steps_per_round: int = 64
+    steps_per_round: int = 16
     updates_per_step: float = 0.25
     capacity: int = 20_000
     episode: int = 50
@@ -63,7 +64,7 @@ class Sizes:
     bases: Sequence[tuple[str, Any]] = field(default_factory=lambda: BASES)
 
 
-SMALL = Sizes(obs=4, action=2, envs=2, capacity=64, episode=10, demonstrations=3, bases=TINY_BASES)
+SMALL = Sizes(obs=4, action=2, envs=2, steps_per_round=64, capacity=64, episode=10, demonstrations=3, bases=TINY_BASES)
 
 
 ON_THE_BASE = " on the base"
@@ -80,7 +81,7 @@ def sample_run(name: str, sizes: Sizes = SMALL) -> tuple[str, Run]:
         torch.manual_seed(0)
         base: Any = build(kind, sizes.obs, sizes.action, cfg)
         problem = Problem(
-            env=SyntheticVector(sizes.envs, sizes.obs, max_steps=sizes.episode),
+            env=SyntheticVector(sizes.envs, sizes.obs, context=base.context, max_steps=sizes.episode),
             base=base.eval().requires_grad_(False),
             obs_size=sizes.obs,
             chunk=(base.chunk, sizes.action),
@@ -155,6 +156,8 @@ class Costs:
 
     method: str
     base: str
+    context: int
+    """Frames that the base, and what is tuned of it, looks at."""
     learned_parameters: int
     """Of the actor alone."""
     acting_ms: float
@@ -203,6 +206,7 @@ def costs(method: str, sizes: Sizes, seconds: float) -> Costs:
     return Costs(
         method=method,
         base=kind,
+        context=collector.base.context,
         learned_parameters=sum(p.numel() for p in run.learner.actor.parameters() if p.requires_grad),
         acting_ms=1000 * acting / steps,
         update_ms=1000 * learning / updates,

@@ -37,8 +37,10 @@ class SyntheticEnv(gym.Env[np.ndarray, np.ndarray]):
 class SyntheticVector:
     """The same as one tensor of B rows: for the cost of B itself."""
 
-    def __init__(self, n: int, obs: int, *, max_steps: int = MAX_STEPS, device: str | torch.device = "cpu") -> None:
-        self.table = torch.randn(64, n, 1, obs, generator=torch.Generator().manual_seed(0)).to(device)
+    def __init__(
+        self, n: int, obs: int, *, context: int = 1, max_steps: int = MAX_STEPS, device: str | torch.device = "cpu"
+    ) -> None:
+        self.table = torch.randn(64, n, context, obs, generator=torch.Generator().manual_seed(0)).to(device)
         self.max_steps, self.t = max_steps, torch.zeros((), dtype=torch.long)
         self.no, self.ones = torch.zeros(n, dtype=torch.bool), torch.ones(n, dtype=torch.long)
 

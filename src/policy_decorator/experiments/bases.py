@@ -12,10 +12,10 @@ from policy_decorator.base_policies.bet import BeTConfig
 from policy_decorator.base_policies.checkpoint import load_policy, save_policy
 from policy_decorator.base_policies.imitate import ImitateConfig, ImitationResult, Imitator, imitate
 from policy_decorator.demos.dapg import read_dapg
-from policy_decorator.demos.dataset import Demonstrations
+from policy_decorator.demos.dataset import Demonstrations, joined
 from policy_decorator.demos.expert_npz import read_expert_npz
 from policy_decorator.demos.motion_planning import record_planned
-from policy_decorator.demos.record import record, record_expert
+from policy_decorator.demos.record import record, record_expert, record_policy
 from policy_decorator.envs import get_task
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError, lookup
@@ -47,6 +47,8 @@ class BaseConfig:
     """Whether a process of its own answers for it, over a socket."""
     evaluate: bool = False
     """Keep the best checkpoint (paper App. B.1.3) instead of the last."""
+    rollouts: int = 0
+    """Episodes of the trained policy itself that are put beside the demonstrations, failures too (App. F.3)."""
 
 
 # Small enough to train in minutes on one core: the paper has 4 layers of 128 and a context of 10 or 20 (Table 4).
@@ -132,6 +134,7 @@ BASES: Mapping[str, BaseConfig] = {
     **{name: other for base in (PEG, DOOR, PEN, STACK_CUBE) for name, other in _others(base).items()},
     **{f"{base.task}-bounded": replace(base, net={**SMALL_BET, **BOUNDED}) for base in (DOOR, PEN)},
     **{f"{base.task}-diffusion": base for base in (SQUARE, TRANSPORT)},
+    f"{DOOR.task}-mixed": replace(DOOR, rollouts=25),
 }
 
 
@@ -194,4 +197,17 @@ def make_base(
     if not (out / "policy.json").exists():
         policy = train_base(cfg, demos, seed, display).policy
         save_policy(policy, out, details={"task": cfg.task, "demonstrations": demos.describe(), "seed": seed})
+    if cfg.rollouts:
+        demos = joined([demos, _rollouts(cfg, out, seed, display)])
     return served(out) if cfg.served else load_policy(out), demos
+
+
+def _rollouts(cfg: BaseConfig, out: Path, seed: int, display: Display) -> Demonstrations:
+    """Episodes of the policy in `out`, recorded once and kept there, on seeds of their own."""
+    file = out / "rollouts.h5"
+    if not file.exists():
+        first, policy = DEMOS + seed * DEMOS_PER_SEED + DEMOS_PER_SEED // 2, load_policy(out)
+        with display.stage("recording the policy", cfg.rollouts) as update:
+            options: dict[str, Any] = {"seed": first, "only_successes": False, "progress": update}
+            record_policy(get_task(cfg.task), policy, cfg.rollouts, **options).save(file)
+    return Demonstrations.load(file)

@@ -1,13 +1,15 @@
 """The studies that compare methods (paper Sec. 5.2, App. C, D.3): as many environment steps for each on every task.
 
-Off-policy methods take batch, networks, update ratio and learning rates from `fast`; those that learn with PPO from
-`ppo`. What makes a method what it is stays its own (`OffPolicyConfig.taking`).
+Off-policy methods take batch, networks, update ratio, learning rates and the length of returns from `fast`, those that
+learn with PPO from `ppo`. What makes a method what it is stays its own (`OffPolicyConfig.OWN`); what is of a residual,
+such as the penalty that pulls it to the base, is Policy Decorator's and Residual RL's alone.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from policy_decorator.experiments.entry import Entry
+from policy_decorator.methods.cal_ql import LADDER
 from policy_decorator.rl.cql import CQLConfig
 from policy_decorator.rl.ppo import PPOConfig
 
@@ -21,6 +23,8 @@ STEPS: Mapping[str, int] = {
     "robosuite/transport": 100_000,
 }
 """Environment steps of every run."""
+LONGEST = {PEG: 200, "adroit/door": 300, "maniskill/stack-cube": 200}
+"""Environment steps of an episode."""
 OTHERS_ON = (PEG, "adroit/door", "maniskill/stack-cube")
 DPPO_ON = ("robosuite/square", "robosuite/transport")
 FINE_TUNING_ON = ("adroit/door", "adroit/pen")
@@ -41,8 +45,24 @@ SHORT_ROLLOUTS = PPOConfig(rollout=100, epochs=10, minibatches=20, clip=0.01, ta
 
 OFFLINE: Mapping[str, Any] = {"offline_updates": 5_000}
 """A quarter of the originals', in keeping with the environment steps."""
-CONSERVATIVE: Mapping[str, Any] = {**OFFLINE, "cql": CQLConfig(cql_weight=1.0, cql_samples=4)}
-"""The released code's weight on Adroit, and fewer samples: the actor is asked for each."""
+CRITIC_FIRST = 1_250
+"""Updates of a warm start: of 20,000, as the paper's 0.2 of 3 million steps."""
+CONSERVATIVE: Mapping[str, Any] = {
+    **OFFLINE,
+    "cql": CQLConfig(cql_weight=0.1, cql_temperature=0.1, cql_samples=4),
+}
+"""The released code's weight on Adroit, 1 for rewards 10 apart, as it is for ours, 1 apart; and fewer samples: the
+actor is asked for each."""
+
+
+JUMP_STARTS = 20
+"""Evaluations of a run of JSRL: at each the base may hand over earlier. The paper has sixty, of 10 steps each."""
+
+
+def _jsrl(task: str) -> Entry:
+    """So many evaluations, and such steps back, that the base can be out of the game after half of the run."""
+    rhythm: dict[str, Any] = {"train": {"eval_every": STEPS[task] // JUMP_STARTS}, "run": {"eval_episodes": 20}}
+    return _entry(task, "JSRL", method="jsrl", learn={"step_back": 2 * LONGEST[task] // JUMP_STARTS}, **rhythm)
 
 
 def _dppo(task: str, label: str = "DPPO", **run: Any) -> Entry:
@@ -55,7 +75,7 @@ def _others(task: str) -> tuple[Entry, ...]:
     return (
         _entry(task, "Policy Decorator"),
         _entry(task, "Residual RL", method="residual-rl"),
-        _entry(task, "JSRL", method="jsrl"),
+        _jsrl(task),
         _entry(task, "GAIL", method="gail"),
         _entry(task, "FISH", base="vinn", method="fish"),
         _entry(task, "Policy Decorator, PPO", **PPO),
@@ -85,7 +105,7 @@ def _fine_tuning(task: str) -> tuple[Entry, ...]:
         _entry(task, "SAC with LoRA", base="bounded", method="sac-lora"),
         _entry(task, "RLPD", base="bounded", method="rlpd", learn=itself),
         _entry(task, "Cal-QL", base="bounded", method="cal-ql", learn={**CONSERVATIVE, **itself}),
-        _entry(task, "ROT", method="rot"),
+        _entry(task, "ROT", base="bounded", method="rot"),
         _entry(task, "DIPO", base="diffusion", method="dipo"),
         _entry(task, "RLPD from scratch", method="rlpd"),
         _entry(task, "Cal-QL from scratch", method="cal-ql", learn=CONSERVATIVE),
@@ -95,6 +115,25 @@ def _fine_tuning(task: str) -> tuple[Entry, ...]:
         _entry(task, "AWAC", method="awac", learn=OFFLINE),
         _entry(task, "DAPG", method="dapg"),
         _entry(task, "DAC", method="dac"),
+    )
+
+
+def _appendix_f(task: str) -> tuple[Entry, ...]:
+    """Why fine-tuning fails: after few updates (F.2), by the critics' data (F.3), the horizon (F.4) and what critics
+    are and learn first (F.5)."""
+
+    def sac(label: str, **learn: Any) -> Entry:
+        return _entry(task, label, base="bounded", method="sac-lora", learn=learn)
+
+    def cal_ql(rung: str, base: str) -> Entry:
+        return _entry(task, f"F.3: {rung}", base=base, method="cal-ql", learn={**CONSERVATIVE, **LADDER[rung]})
+
+    return (
+        sac("SAC with LoRA", evaluate_after=(100, 200)),
+        *(cal_ql(rung, "mixed" if rung == "A" else "bounded") for rung in LADDER),
+        *(sac(f"F.4: after {steps} steps of the base", base_steps=steps) for steps in (80, 160, 240)),
+        *(sac(f"F.5.1: {critic}", critic=critic) for critic in ("gpt", "pretrained")),
+        *(sac(f"F.5.2: {how}", critic_first=CRITIC_FIRST, entropy=how) for how in ("learned", "waits", "fixed")),
     )
 
 
@@ -123,3 +162,4 @@ BASE_POLICIES = tuple(
 OTHER_METHODS = tuple(entry for task in OTHERS_ON for entry in _others(task))
 DPPO = tuple(entry for task in DPPO_ON for entry in _with_and_without_end(task))
 FINE_TUNING = tuple(entry for task in FINE_TUNING_ON for entry in _fine_tuning(task))
+APPENDIX_F = _appendix_f("adroit/door")

@@ -68,6 +68,7 @@ STUDIES: Mapping[str, tuple[Entry, ...]] = {
     "other-methods": comparisons.OTHER_METHODS,
     "dppo": comparisons.DPPO,
     "fine-tuning": comparisons.FINE_TUNING,
+    "appendix-f": comparisons.APPENDIX_F,
     "adroit": tuple(Entry(base, "Policy Decorator") for base in ("adroit/door", "adroit/pen")),
 }
 
@@ -75,7 +76,7 @@ STUDIES: Mapping[str, tuple[Entry, ...]] = {
 @dataclass(frozen=True)
 class StudyConfig:
     study: tyro.conf.Positional[str]
-    """demo, controlled-exploration, adroit, recipes, base-policies, other-methods, dppo, fine-tuning
+    """demo, controlled-exploration, adroit, recipes, base-policies, other-methods, dppo, fine-tuning, appendix-f
     or bench/learning."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """A run of every entry for each."""

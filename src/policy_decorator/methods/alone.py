@@ -55,7 +55,7 @@ class Nobody:
 
     def act(self, window: Tensor, rows: Tensor) -> Tensor:
         """(B, To, Do), (B,) -> zeros (B, Ta, Da)."""
-        return window.new_zeros(len(window), *self.actions)
+        return torch.zeros(len(window), *self.actions, device=window.device)
 
     def state(self) -> dict[str, Any]:
         return {}

@@ -32,6 +32,8 @@ from policy_decorator.rl.td3 import TD3, Noisy
 class Config(gail.Config):
     """Settings of DAC; those of D are the original's."""
 
+    OWN = (*gail.Config.OWN, "learner", "n_step")
+
     learner: Literal["sac", "td3", "ppo"] = "td3"
     discriminator: DiscriminatorConfig = field(
         default_factory=lambda: DiscriminatorConfig(d_width=100, d_lr=1e-3, d_steps=16)
@@ -47,10 +49,9 @@ class Config(gail.Config):
 
     @classmethod
     def taking(cls, **common: Any) -> Self:
-        alone = {"n_step": 1, "demo_share": 0.0, "demo_share_end": None, "demo_share_steps": None, "learner": "td3"}
-        own = ("discriminator", "discriminator_every")  # another method's are not the original's
+        """Without the deviation of SAC's actor, which TD3's has none of."""
         nets = {"nets": replace(common["nets"], initial_std=None)} if "nets" in common else {}
-        return super().taking(**{k: v for k, v in common.items() if k not in own} | nets | alone)
+        return super().taking(**common | nets)
 
 
 @dataclass(frozen=True)

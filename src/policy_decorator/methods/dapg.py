@@ -6,7 +6,6 @@ with the same learning rate as elsewhere, and a round is `rollout` decisions of 
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
 
 from policy_decorator.errors import UserError
 from policy_decorator.methods.alone import Alone, Takeover, collector_alone
@@ -23,6 +22,8 @@ from policy_decorator.rl.replay import Replay
 @dataclass(frozen=True)
 class Config(FromDemonstrations):
     """Settings of DAPG."""
+
+    OWN = (*FromDemonstrations.OWN, "n_step", "noise_hold", "standardize_obs")
 
     offline_updates: int = 1_000
     """Gradient steps of behaviour cloning (the original: 5 passes over 25 demonstrations in batches of 32)."""
@@ -44,10 +45,6 @@ class Config(FromDemonstrations):
     @property
     def on_policy(self) -> bool:
         return True
-
-    @classmethod
-    def taking(cls, **common: Any) -> Self:
-        return super().taking(**common | {"n_step": 1, "noise_hold": 1, "standardize_obs": True})
 
 
 def build(cfg: Config, p: Problem) -> Run:

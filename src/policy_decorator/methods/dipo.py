@@ -15,7 +15,7 @@ from policy_decorator.decorator import ProgressiveExploration
 from policy_decorator.errors import UserError
 from policy_decorator.methods.alone import Nobody, Takeover, refuse_pictures
 from policy_decorator.methods.finetuned import FineTuned, diffusion_of
-from policy_decorator.methods.off_policy import OffPolicyConfig, assemble
+from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, assemble
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.dipo import DIPO, DIPOConfig, Predictions, SequenceActor
 from policy_decorator.rl.lora import LoRAConfig
@@ -32,6 +32,8 @@ GRADIENT_NORM = 2.0
 class Config(OffPolicyConfig):
     """Settings of DIPO. `nets` are the critics'."""
 
+    OWN = ("learner", "noise_hold", *DEMO_SHARE)
+
     sac: SACConfig = field(default_factory=lambda: SACConfig(max_grad_norm=GRADIENT_NORM))
     """Read for what is not about entropy."""
     dipo: DIPOConfig = field(default_factory=DIPOConfig)
@@ -46,12 +48,9 @@ class Config(OffPolicyConfig):
 
     @classmethod
     def taking(cls, **common: Any) -> Self:
-        """Without what is of demonstrations, or of a residual's noise."""
-        own = {"learner", "demo_share", "demo_share_end", "demo_share_steps", "noise_hold"}
-        kept = {name: value for name, value in common.items() if name not in own}
-        if "sac" in kept:
-            kept["sac"] = replace(kept["sac"], max_grad_norm=GRADIENT_NORM)
-        return super().taking(**kept)
+        """With gradients clipped as DIPO's are."""
+        made = super().taking(**common)
+        return replace(made, sac=replace(made.sac, max_grad_norm=GRADIENT_NORM))
 
 
 def build(cfg: Config, p: Problem) -> Run:

@@ -13,7 +13,7 @@ distances are measured between standardised observations, not in its FiLM encode
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from policy_decorator.chunks import unqueued
 from policy_decorator.errors import UserError
 from policy_decorator.methods import policy_decorator
 from policy_decorator.methods.alone import refuse_pictures
-from policy_decorator.methods.off_policy import with_share
+from policy_decorator.methods.off_policy import DEMO_SHARE, with_share
 from policy_decorator.methods.policy_decorator import ResidualConfig
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.demonstrations import as_source, transitions
@@ -33,6 +33,8 @@ from policy_decorator.rl.transport import TransportReward, episodes_of, needs_po
 @dataclass(frozen=True)
 class Config(ResidualConfig):
     """Settings of FISH. `reward_shift` is of success, which is not rewarded."""
+
+    OWN = ("actor_sees", "critic_sees", "bound", *DEMO_SHARE)
 
     actor_sees: Literal["obs", "obs+base"] = "obs+base"
     """Input of the offset; FISH shows it the base's action."""
@@ -53,8 +55,14 @@ class Config(ResidualConfig):
         if self.learner == "ppo":
             raise UserError("fish learns with sac or td3.")
 
+    @classmethod
+    def taking(cls, **common: Any) -> Self:
+        """Without a penalty on the offset: FISH has none, and its rewards are of another size."""
+        made = super().taking(**common)
+        return replace(made, sac=replace(made.sac, residual_penalty=0.0))
+
     @property
-    def asks_about_demonstrations(self) -> bool:
+    def uses_demonstrations(self) -> bool:
         return True
 
 

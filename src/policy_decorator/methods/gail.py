@@ -18,7 +18,7 @@ from torch import Tensor
 
 from policy_decorator.errors import UserError
 from policy_decorator.methods.alone import from_scratch, refuse_pictures
-from policy_decorator.methods.off_policy import OffPolicyConfig, with_share
+from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, with_share
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.demonstrations import as_source, transitions
 from policy_decorator.rl.discriminator import Discriminator, DiscriminatorConfig
@@ -29,6 +29,8 @@ from policy_decorator.types import Transition
 @dataclass(frozen=True)
 class Config(OffPolicyConfig):
     """Settings of GAIL; the paper names none. `reward_shift` is of success, which is not looked at."""
+
+    OWN = ("discriminator", "discriminator_every", *DEMO_SHARE)
 
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     """Settings of D."""
@@ -47,7 +49,7 @@ class Config(OffPolicyConfig):
             )
 
     @property
-    def asks_about_demonstrations(self) -> bool:
+    def uses_demonstrations(self) -> bool:
         return True
 
 

@@ -18,7 +18,7 @@ from policy_decorator.errors import UserError
 from policy_decorator.evaluation import Episodes
 from policy_decorator.memory import ask
 from policy_decorator.methods.alone import Takeover, own_actions, refuse_pictures
-from policy_decorator.methods.off_policy import OffPolicyConfig, assemble, learner_of, networks
+from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, assemble, learner_of, networks
 from policy_decorator.methods.opening import BaseFirst
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.monitor import Monitor
@@ -29,6 +29,8 @@ from policy_decorator.rollout import Collector
 @dataclass(frozen=True)
 class Config(OffPolicyConfig):
     """Settings of JSRL. The paper names the first; the others are its reference's, or sizes that it leaves open."""
+
+    OWN = DEMO_SHARE
 
     step_back: int = 10
     """Environment steps by which the base hands over earlier."""

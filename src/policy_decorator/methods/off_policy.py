@@ -1,7 +1,7 @@
 """What methods that learn from a replay have in common: settings, and the parts of a run made from them."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Self
 
 from policy_decorator.encoders import Encoder, EncoderConfig
 from policy_decorator.errors import UserError
@@ -29,10 +29,15 @@ from policy_decorator.rl.td3 import TD3, Noisy, TD3Config
 from policy_decorator.rollout import Collector
 from policy_decorator.types import BasePolicy, Composition
 
+DEMO_SHARE = ("demo_share", "demo_share_end", "demo_share_steps")
+
 
 @dataclass(frozen=True)
 class OffPolicyConfig:
     """Settings of every method that learns from a replay."""
+
+    OWN: ClassVar[tuple[str, ...]] = ()
+    """Fields that make the method what it is: another method's settings do not decide them."""
 
     standardize_obs: bool = False
     """Standardise what the networks see with the demonstrations' statistics (not in the paper)."""
@@ -74,8 +79,15 @@ class OffPolicyConfig:
 
     @classmethod
     def taking(cls, **common: Any) -> Self:
-        """These settings from those of another method; what makes the method what it is stays its own."""
-        return cls(**common)
+        """These settings from those of another method, but for what is a method's own.
+
+        A preset's penalty is on the residual and its entropy is the residual's: one that acts alone has neither.
+        """
+        kept = {name: value for name, value in common.items() if name not in cls.OWN}
+        if "sac" in kept:
+            whole = {"residual_penalty": SACConfig.residual_penalty, "target_entropy": SACConfig.target_entropy}
+            kept["sac"] = replace(kept["sac"], **whole)
+        return cls(**kept)
 
     @property
     def on_policy(self) -> bool:
@@ -83,9 +95,14 @@ class OffPolicyConfig:
         return self.learner == "ppo"
 
     @property
-    def asks_about_demonstrations(self) -> bool:
-        """Whether it needs the base's answers in the demonstrations."""
+    def uses_demonstrations(self) -> bool:
+        """Whether it learns from demonstrations."""
         return self.demo_share > 0
+
+    @property
+    def asks_about_demonstrations(self) -> bool:
+        """Whether it needs to know what the base would have done in them: a correction is one of the base's action."""
+        return False
 
 
 def eye_of(cfg: OffPolicyConfig, p: Problem) -> tuple[Eye | None, int]:

@@ -13,7 +13,7 @@ import torch
 from policy_decorator.errors import UserError
 from policy_decorator.methods.alone import Alone, Takeover, collector_alone, own_actions, refuse_pictures
 from policy_decorator.methods.finetuned import FineTuned
-from policy_decorator.methods.off_policy import OffPolicyConfig, update_of
+from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, update_of
 from policy_decorator.methods.problem import Learner, Offline, Problem, Run
 from policy_decorator.rl.demonstrations import Demonstrated, Mixed, Share, as_source, transitions, windows_of
 from policy_decorator.rl.exploration import Explorer
@@ -37,6 +37,8 @@ LEAST_LOG_STD = -5.0
 class FromDemonstrations(OffPolicyConfig):
     """Settings of these methods."""
 
+    OWN = ("mix", "offline_updates", "offline_data", *DEMO_SHARE)
+
     demo_share: float = 0.5
     """Share of every batch that comes from the demonstrations."""
     mix: Literal["share", "pool"] = "share"
@@ -58,10 +60,12 @@ class FromDemonstrations(OffPolicyConfig):
 
     @classmethod
     def taking(cls, **common: Any) -> Self:
-        return super().taking(**common | {"demo_share": cls.demo_share})
+        """LayerNorm is what tells RLPD from the others."""
+        made = super().taking(**common)
+        return replace(made, nets=replace(made.nets, critic_layer_norm=False))
 
     @property
-    def asks_about_demonstrations(self) -> bool:
+    def uses_demonstrations(self) -> bool:
         return True
 
     @property

@@ -1,13 +1,13 @@
 """Learning from whole rollouts of the policy as it is, instead of a replay; and PPO's residual (paper App. D.3)."""
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
 from policy_decorator.errors import UserError
 from policy_decorator.methods.alone import Nobody, Takeover, refuse_pictures
 from policy_decorator.methods.finetuned import FineTuned
-from policy_decorator.methods.off_policy import OffPolicyConfig
+from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.dppo import DPPO
 from policy_decorator.rl.exploration import Explorer, Sampler
@@ -29,19 +29,14 @@ INITIAL_STD = 0.5
 class OnPolicyConfig(OffPolicyConfig):
     """Settings of methods that know PPO only. Those of a replay are there, and must be left as they are."""
 
+    OWN = ("learner", "reward_shift", "sac", "ppo", "n_step", "noise_hold", *DEMO_SHARE)
+
     reward_shift: float = 0.0
     """Added to success (0 or 1)."""
     learner: Literal["sac", "td3", "ppo"] = "ppo"
     """How it learns: with ppo."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Settings of ppo alone."""
-
-    @classmethod
-    def taking(cls, **common: Any) -> Self:
-        """Without what is of a replay, or means something else there."""
-        own = {"learner", "reward_shift", "sac", "ppo", "n_step", "noise_hold"}
-        own |= {"demo_share", "demo_share_end", "demo_share_steps"}
-        return super().taking(**{name: value for name, value in common.items() if name not in own})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,7 @@
 """Policy Decorator (the paper's method): a residual that is bounded and introduced progressively."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, Self
 
 from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
 from policy_decorator.errors import UserError
@@ -45,6 +45,15 @@ class ResidualConfig(OffPolicyConfig):
                 f"{', '.join(foreign)}, or begin with the preset ppo."
             )
 
+    @property
+    def asks_about_demonstrations(self) -> bool:
+        return self.uses_demonstrations
+
+    @classmethod
+    def taking(cls, **common: Any) -> Self:
+        """A residual's penalty and entropy too."""
+        return cls(**{name: value for name, value in common.items() if name not in cls.OWN})
+
 
 @dataclass(frozen=True)
 class Config(ResidualConfig):
@@ -58,8 +67,8 @@ class Config(ResidualConfig):
     """Environment steps over which `horizon = auto` introduces the residual if success never falls."""
 
     @property
-    def asks_about_demonstrations(self) -> bool:
-        return super().asks_about_demonstrations or self.bound == "auto"
+    def uses_demonstrations(self) -> bool:
+        return super().uses_demonstrations or self.bound == "auto"
 
 
 def build(cfg: Config, p: Problem) -> Run:

@@ -23,9 +23,8 @@ class Config(WithAnyActor):
 
     @classmethod
     def taking(cls, **common: Any) -> Self:
-        if "nets" in common:
-            common["nets"] = replace(common["nets"], critic_layer_norm=True)
-        return super().taking(**common)
+        made = super().taking(**common)
+        return replace(made, nets=replace(made.nets, critic_layer_norm=True))
 
 
 UPDATES_PER_STEP = 20.0

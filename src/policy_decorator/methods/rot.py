@@ -24,7 +24,7 @@ from policy_decorator.decorator import ProgressiveExploration
 from policy_decorator.errors import UserError
 from policy_decorator.methods.alone import Takeover, refuse_pictures
 from policy_decorator.methods.finetuned import FineTuned
-from policy_decorator.methods.off_policy import OffPolicyConfig, assemble, with_share
+from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, assemble, with_share
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.demonstrations import as_source, transitions, windows_of
 from policy_decorator.rl.episodes import WholeEpisodes
@@ -37,6 +37,8 @@ from policy_decorator.rollout import Collector
 @dataclass(frozen=True)
 class Config(OffPolicyConfig):
     """Settings of ROT. `reward_shift` is of success, which is not rewarded."""
+
+    OWN = DEMO_SHARE
 
     imitation_weight: float = 0.03
     """w, weight of the demonstrations' log-density (ROT's code)."""
@@ -59,7 +61,7 @@ class Config(OffPolicyConfig):
             raise UserError("rot learns with sac.")
 
     @property
-    def asks_about_demonstrations(self) -> bool:
+    def uses_demonstrations(self) -> bool:
         return True
 
 

@@ -13,7 +13,7 @@ random a base is no use), nor whether dropout stays on (here: as the base has it
 
 import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -21,13 +21,12 @@ from policy_decorator.decorator import ProgressiveExploration
 from policy_decorator.errors import UserError
 from policy_decorator.methods.alone import Nobody, Takeover, refuse_pictures
 from policy_decorator.methods.finetuned import INITIAL_STD, FineTuned, Opened, behavior_transformer_of
-from policy_decorator.methods.off_policy import OffPolicyConfig, assemble
+from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, assemble
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.lora import LoRAConfig
 from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.offsets import OffsetActor, OffsetSAC
 from policy_decorator.rl.replay import NStep
-from policy_decorator.rl.settings import SACConfig
 from policy_decorator.rl.windows import BackboneCritics, NewestCritics
 from policy_decorator.rollout import Collector
 from policy_decorator.types import Transition
@@ -36,6 +35,8 @@ from policy_decorator.types import Transition
 @dataclass(frozen=True)
 class Config(OffPolicyConfig):
     """Settings of SAC on a Behavior Transformer. `nets` are the critics'; of the actor, they bound its deviation."""
+
+    OWN = ("learner", *DEMO_SHARE)
 
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     """Of the low-rank corrections."""
@@ -56,15 +57,6 @@ class Config(OffPolicyConfig):
             raise UserError("sac-lora learns with sac, from its own decisions: leave out learner and demo_share.")
         if min((self.critic_first, self.base_steps, *self.evaluate_after)) < 0:
             raise UserError("critic_first, base_steps and evaluate_after must be at least 0.")
-
-    @classmethod
-    def taking(cls, **common: Any) -> Self:
-        """Without what is of demonstrations, or of a residual's entropy."""
-        own = {"learner", "demo_share", "demo_share_end", "demo_share_steps"}
-        kept = {name: value for name, value in common.items() if name not in own}
-        if "sac" in kept:
-            kept["sac"] = replace(kept["sac"], target_entropy=SACConfig.target_entropy)
-        return super().taking(**kept)
 
 
 @dataclass(frozen=True)

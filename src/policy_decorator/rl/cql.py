@@ -1,11 +1,12 @@
 """Conservative and calibrated Q-learning as one term beside SAC's critic loss (arXiv:2006.04779, 2303.05479).
 
-    L = SAC's + w * (T log sum_i exp((Q(s, a_i) - log p(a_i)) / T) - Q(s, a))
+    L = SAC's + w * (T log sum_i exp(Q(s, a_i) / T - log p(a_i)) - Q(s, a))
 
 a_i are N uniform actions, N of the policy at s and N of the policy at s', all valued at s; p is the density each was
 drawn with (the importance sampling of CQL(H), App. F). Cal-QL reads max(Q, R) for the policy's, where R is the data's
 return from s on: below what was really reached, nothing is pushed down any further. Uniform actions are not calibrated
-(released code).
+(released code). Differs from the released code: at T other than 1 it divides log p by T too, and then the sum is no
+longer an estimate of the integral of exp(Q / T).
 """
 
 import math
@@ -90,7 +91,7 @@ class Conservative(SAC):
             n = proposed.shape[1] // 3
             proposed = torch.cat([proposed[:, :n], torch.maximum(proposed[:, n:], reference)], dim=1)
         t = self.cql.cql_temperature
-        gap = t * torch.logsumexp((proposed - log_density) / t, dim=1) - q
+        gap = t * torch.logsumexp(proposed / t - log_density, dim=1) - q
         return gap if self.cql.cql_least_gap is None else gap.clamp(min=self.cql.cql_least_gap)
 
     def critic_loss(self, b: Transition) -> tuple[Tensor, Tensor]:
