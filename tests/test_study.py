@@ -10,6 +10,7 @@ import pytest
 from policy_decorator import api
 from policy_decorator.base_policies import build
 from policy_decorator.base_policies.mlp import MLPConfig
+from policy_decorator.errors import or_exit
 from policy_decorator.experiments import study
 from policy_decorator.experiments.bases import BASES
 from policy_decorator.experiments.demo import TASK, DemoConfig
@@ -70,7 +71,9 @@ def test_a_study_is_collected_from_its_run_folders(tmp_path: Path, monkeypatch: 
     assert (out / "provenance.json").exists()
 
 
-def test_what_the_tables_hold_is_kept_without_its_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_tables_hold_is_kept_without_its_run_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     entries = tuple(study.Entry("toy", label, train=SHORT, run={"eval_episodes": 4}) for label in ("one", "other"))
     monkeypatch.setitem(study.STUDIES, "toy", entries)
     monkeypatch.setitem(BASES, "toy", replace(BASES[TASK], task="toy/reach"))
@@ -98,7 +101,18 @@ def test_what_the_tables_hold_is_kept_without_its_run_folders(tmp_path: Path, mo
     study.main(replace(elsewhere, seeds=(1,), labels=("one",)))
     assert spawned[2:] == [(0, 1)]
     assert len((out / "summary.csv").read_text().splitlines()) == 4  # the other seed's are there still
+    before = (out / "provenance.json").read_text()
+    study.main(replace(elsewhere, seeds=(0,), runs=tmp_path / "nothing runs here"))
+    assert (out / "provenance.json").read_text() == before  # of the machine that measured
+    assert "--again" in capsys.readouterr().out
     study.main(replace(cfg, again=True))
     assert spawned[3:] == []  # of this machine's own run folders
     study.main(replace(cfg, again=True, runs=tmp_path / "again"))
     assert spawned[3:] == [(0, 0)]
+
+
+def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        or_exit(lambda: study.main(study.StudyConfig("recipess", results=tmp_path)))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("Unknown study 'recipess'. Did you mean 'recipes'?")

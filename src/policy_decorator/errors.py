@@ -1,7 +1,8 @@
 """Errors a user can act on: one line that says what is wrong and what to do."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -35,3 +36,12 @@ def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
         return table[name]
     except KeyError:
         raise unknown(kind, name, table) from None
+
+
+def or_exit(work: Callable[[], None]) -> None:
+    """Run a module's main. What its user has to put right is one line on stderr, and exit status 2."""
+    try:
+        work()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None

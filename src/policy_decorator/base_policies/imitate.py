@@ -71,9 +71,9 @@ class ImitateConfig:
     eval_every: int = 5000
     """Gradient steps between evaluations (released code; App. B.1.3 says "50k environment steps")."""
     eval_episodes: int = 50
-    """Episodes per evaluation (App. B.1.3); read by whoever builds `evaluate`."""
+    """Episodes per evaluation (App. B.1.3)."""
     seed: int = 0
-    """Of the clusters, the batches and the dropout. The network's initialisation is the caller's."""
+    """Of the network, the clusters, the batches and the dropout."""
     pad_start: bool = True
     """Also train on windows that reach before the episode, and on every episode's last; False is the released code."""
     obs_noise: float = 0.0

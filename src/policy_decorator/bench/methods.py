@@ -22,7 +22,7 @@ from policy_decorator.base_policies.diffusion import DiffusionConfig
 from policy_decorator.base_policies.mlp import MLPConfig
 from policy_decorator.bench.synthetic import SyntheticVector
 from policy_decorator.disk import atomic_csv, atomic_json
-from policy_decorator.errors import UserError, lookup
+from policy_decorator.errors import UserError, lookup, or_exit
 from policy_decorator.methods import METHODS, Problem, Run
 from policy_decorator.methods.problem import Offline
 from policy_decorator.progress import Bars
@@ -253,4 +253,4 @@ def main(cfg: CostsConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(CostsConfig))
+    or_exit(lambda: main(tyro.cli(CostsConfig)))

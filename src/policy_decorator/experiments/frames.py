@@ -11,6 +11,7 @@ import numpy as np
 import tyro
 
 from policy_decorator.envs import TASKS, get_task
+from policy_decorator.errors import or_exit
 
 DEPTH_SHOWN = 1500
 """Millimetres from black to white."""
@@ -61,4 +62,4 @@ def main(cfg: FramesConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(FramesConfig))
+    or_exit(lambda: main(tyro.cli(FramesConfig)))

@@ -23,7 +23,7 @@ from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.disk import atomic_csv, atomic_json, read_json
 from policy_decorator.envs import get_task
 from policy_decorator.envs.vector import make_vector
-from policy_decorator.errors import lookup
+from policy_decorator.errors import lookup, or_exit
 from policy_decorator.evaluation import TEST, run_episodes
 from policy_decorator.experiments.bases import (
     BOUNDED,
@@ -210,4 +210,4 @@ def _spawn(cfg: ImitationConfig, one: Iterable[Any]) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(tyro.cli(ImitationConfig))
+    or_exit(lambda: main(tyro.cli(ImitationConfig)))

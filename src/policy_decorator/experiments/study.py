@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from policy_decorator import api
 from policy_decorator.disk import atomic_bytes, atomic_json
-from policy_decorator.errors import lookup
+from policy_decorator.errors import lookup, or_exit
 from policy_decorator.experiments import comparisons, recipes
 from policy_decorator.experiments.bases import BASES, make_base
 from policy_decorator.experiments.demo import TASK, DemoConfig
@@ -120,6 +120,8 @@ def main(cfg: StudyConfig) -> None:
     tables = Tables() if cfg.again else Tables.read(cfg.results / cfg.study)
     wanted = [i for i, entry in enumerate(entries) if _chosen(cfg, entry)]
     todo = [(i, s) for s in cfg.seeds for i in wanted if not (_finished(cfg, i, s) or _key(entries[i], s) in tables)]
+    if not todo:
+        print(f"{cfg.results / cfg.study} and the run folders hold all of it: give --again to measure it once more.")
     side_by_side(todo, cfg.jobs, lambda job: _spawn(cfg, *job), lambda: collect(cfg))
 
 
@@ -143,6 +145,7 @@ def _key(entry: Entry, seed: int) -> Key:
 def collect(cfg: StudyConfig) -> None:
     """Tables and pictures of all runs there are."""
     out, tables = cfg.results / cfg.study, Tables.read(cfg.results / cfg.study)
+    known = set(tables.summaries)
     seeds = sorted({*cfg.seeds, *(key[2] for key in tables.summaries)})
     keys: list[Key] = []
     for index, entry in enumerate(STUDIES[cfg.study]):
@@ -158,12 +161,14 @@ def collect(cfg: StudyConfig) -> None:
         atomic_json(out / "summary.json", recipes.summary(curves))
     for task in dict.fromkeys(key[0] for key in keys):
         atomic_bytes(out / f"{task.replace('/', '-')}.png", png(_picture(tables, [k for k in keys if k[0] == task])))
+    if known == set(tables.summaries) and not cfg.again:
+        return  # nothing was measured: where the numbers come from stays as it was written
     command = f"python -m policy_decorator.experiments.study {cfg.study} --seeds {' '.join(map(str, seeds))}"
     revisions = sorted({str(tables.of(key, "git_revision")) for key in keys})
     missing = len(STUDIES[cfg.study]) * len(seeds) - len(keys)
     record = {k: v for k, v in provenance(None).items() if k not in ("argv", "git", "seed")}
-    known = {"command": command, "git_revisions": revisions, "runs": len(keys), "runs_to_come": missing}
-    atomic_json(out / "provenance.json", known | record)
+    about = {"command": command, "git_revisions": revisions, "runs": len(keys), "runs_to_come": missing}
+    atomic_json(out / "provenance.json", about | record)
 
 
 def _picture(tables: Tables, keys: Sequence[Key]) -> Figure:
@@ -173,4 +178,4 @@ def _picture(tables: Tables, keys: Sequence[Key]) -> Figure:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(StudyConfig))
+    or_exit(lambda: main(tyro.cli(StudyConfig)))
