@@ -63,7 +63,7 @@ class Refinement:
         self.hash_before = _hash(base)
         self.demo_base_queries = 0
         if cfg.tune_cpu:
-            machine.use_cpu_well()
+            machine.use_cpu_well(self.device)
         if isinstance(cfg.threads, int):
             torch.set_num_threads(cfg.threads)
         torch.manual_seed(cfg.seed)
