@@ -39,26 +39,32 @@ def run_episodes(
 ) -> Episodes:
     """Run exactly the episodes `seed` to `seed + episodes - 1`: two policies given the same seeds are paired.
 
-    A policy that draws random numbers draws the same ones at every call, and training's stream is left alone; so is
-    what a policy remembers of the episodes it is trained on.
+    Where only a reset decides how episodes begin (`drawn_at_reset`), they are played in waves of B, one per row, each
+    from a reset of its own: there is a pair for every episode, whichever policy is done first. A policy that draws
+    random numbers draws the same ones at every call, and training's stream is left alone; so is what a policy
+    remembers of the episodes it is trained on.
     """
     success = np.zeros(episodes, dtype=bool)
     steps, finished = np.zeros(episodes, dtype=np.int64), np.zeros(episodes, dtype=bool)
+    policy = session(policy)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        window, policy = env.reset(seed), session(policy)
-        policy.reset(rows := torch.arange(len(window)))
         while not finished.all():
-            out = env.step(policy.act(window, rows))
-            policy.reset(rows[out.done])
-            index, window = (out.episode - seed).cpu().numpy(), out.window
-            ours = index < episodes  # environments go on to episodes nobody asked for
-            steps[index[ours]] += out.env_steps.cpu().numpy()[ours]
-            ended = ours & out.done.cpu().numpy()
-            success[index[ours]] |= out.success.cpu().numpy()[ours]
-            finished[index[ended]] = True
-            if progress is not None and ended.any():
-                progress(int(finished.sum()), episodes)
+            first = int(finished.argmin())  # 0, or where waves are played the number of those before
+            torch.manual_seed(seed + first)
+            window = env.reset(seed + first)
+            last = min(first + len(window), episodes) if getattr(env, "drawn_at_reset", False) else episodes
+            policy.reset(rows := torch.arange(len(window)))
+            while not finished[first:last].all():
+                out = env.step(policy.act(window, rows))
+                policy.reset(rows[out.done])
+                index, window = (out.episode - seed).cpu().numpy(), out.window
+                ours = index < last  # environments go on to episodes nobody asked for
+                steps[index[ours]] += out.env_steps.cpu().numpy()[ours]
+                ended = ours & out.done.cpu().numpy()
+                success[index[ours]] |= out.success.cpu().numpy()[ours]
+                finished[index[ended]] = True
+                if progress is not None and ended.any():
+                    progress(int(finished.sum()), episodes)
     return Episodes(seed, success, steps)
 
 
@@ -109,14 +115,21 @@ class Comparison:
 
 
 class Recorded:
-    """Environments that keep the trajectory of every episode they run, by its seed."""
+    """Environments that keep the trajectory of every episode they run, by its seed.
+
+    A reset forgets the episodes that begin anew after it, those of its seed and later ones, and keeps earlier ones.
+    """
 
     def __init__(self, env: VectorEnv) -> None:
         self.env = env
         self.trajectories: dict[int, Trajectory] = {}
 
+    @property
+    def drawn_at_reset(self) -> bool:
+        return getattr(self.env, "drawn_at_reset", False)
+
     def reset(self, seed: int) -> Tensor:
-        self.trajectories = {}
+        self.trajectories = {k: played for k, played in self.trajectories.items() if k < seed}
         self._window = self.env.reset(seed)
         return self._window
 

@@ -16,8 +16,11 @@ class BatchedSimulation:
 
     Which layouts there are follows the seed given to `reset`, and the order in which episodes end: those that begin
     together are drawn together. So two policies meet the same layouts in the first B episodes after a `reset`, and
-    not in later ones. A simulation on the GPU is not reproducible to the last bit.
+    not in later ones (`drawn_at_reset`): evaluations reset for every B episodes. Which layouts a seed gives depends on
+    B too. A simulation on the GPU is not reproducible to the last bit.
     """
+
+    drawn_at_reset = True
 
     def __init__(
         self,
