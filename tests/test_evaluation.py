@@ -56,6 +56,15 @@ def test_exactly_the_seeds_asked_for_in_order_however_many_environments(vector: 
     assert 0 < episodes.rate == np.mean([s for s, _ in expected]) < 1
 
 
+def test_steps_of_surplus_episodes_are_counted_as_simulated(steady: nn.Module) -> None:
+    base: Any = steady
+    for n, episodes in ((4, 4), (7, 10)):
+        recorded = Recorded(Reach(n))
+        played = run_episodes(recorded, base, episodes, 50)
+        assert played.simulated_steps == sum(len(t.obs) for t in recorded.trajectories.values())
+        assert played.simulated_steps > played.env_steps.sum()
+
+
 def test_two_calls_draw_the_same_noise_and_leave_the_stream_of_training_alone() -> None:
     env, before = Reach(7), torch.get_rng_state()
     first = run_episodes(env, BiasedController(), 60, 5)

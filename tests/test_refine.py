@@ -237,7 +237,7 @@ def test_the_summary_and_the_logs_say_what_happened(tmp_path: Path, make_config:
         again: Any = policy
         assert run_episodes(env, again, 30, TEST).success.tolist() == line["success"]
 
-    assert summary["eval_env_steps"] == sum(sum(line["lengths"]) for line in folder.evaluations())
+    assert summary["eval_env_steps"] > sum(sum(line["lengths"]) for line in folder.evaluations())  # and surplus ones
     last = folder.metrics()[-1]
     for name in ("env_steps", "decisions", "updates", "base_queries", "episodes"):
         assert summary[name] == last[name]

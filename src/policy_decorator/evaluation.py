@@ -23,6 +23,8 @@ class Episodes:
     seed: int
     success: np.ndarray  # (N,) bool, at any of its steps
     env_steps: np.ndarray  # (N,)
+    simulated_steps: int = 0
+    """Of all environments, with what they went on to until the last of these episodes had ended."""
 
     @property
     def rate(self) -> float:
@@ -46,7 +48,7 @@ def run_episodes(
     """
     success = np.zeros(episodes, dtype=bool)
     steps, finished = np.zeros(episodes, dtype=np.int64), np.zeros(episodes, dtype=bool)
-    policy = session(policy)
+    policy, simulated = session(policy), 0
     with torch.random.fork_rng():
         while not finished.all():
             first = int(finished.argmin())  # 0, or where waves are played the number of those before
@@ -57,6 +59,7 @@ def run_episodes(
             while not finished[first:last].all():
                 out = env.step(policy.act(window, rows))
                 policy.reset(rows[out.done])
+                simulated += int(out.env_steps.sum())
                 index, window = (out.episode - seed).cpu().numpy(), out.window
                 ours = index < last  # environments go on to episodes nobody asked for
                 steps[index[ours]] += out.env_steps.cpu().numpy()[ours]
@@ -65,7 +68,7 @@ def run_episodes(
                 finished[index[ended]] = True
                 if progress is not None and ended.any():
                     progress(int(finished.sum()), episodes)
-    return Episodes(seed, success, steps)
+    return Episodes(seed, success, steps, simulated)
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ class Refinement:
         """Run, count and log the episodes `seed`, ..., `seed + n - 1`."""
         with self.display.stage(title, n) as update:
             result = run_episodes(env or self.eval_env, policy, n, seed, update)
-        self.eval_env_steps += int(result.env_steps.sum())
+        self.eval_env_steps += result.simulated_steps
         if self.folder is not None:
             seeds = [seed + i for i in range(n)]
             step = self.run.collector.step
