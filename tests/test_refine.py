@@ -263,6 +263,18 @@ def test_the_curve_begins_with_the_base_and_has_one_point_per_evaluation(
     assert curve[2]["eval/behaviour"] == curve[2]["eval/full"] == np.mean(folder.evaluations("full")[1]["success"])
 
 
+def test_an_evaluation_leaves_what_the_gate_has_measured_alone(make_config: MakeConfig, steady: nn.Module) -> None:
+    config = make_config()
+    refinement = Refinement(replace(config, learn=replace(config.learn, horizon="auto")), steady, None)  # pyright: ignore[reportArgumentType]
+    c = refinement.run.collector
+    gate: Any = c.gate
+    c.step, gate.value = 500, 0.5
+    before = gate.state()
+    refinement.evaluate()
+    assert gate.state() == before
+    refinement.close()
+
+
 @pytest.mark.parametrize("seed", [0, 5])
 def test_training_begins_at_the_seeds_of_its_own(seed: int, make_config: MakeConfig) -> None:
     session = Refinement(make_config(seed=seed), BiasedController(), None)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from policy_decorator.memory import AnyPolicy, session
-from policy_decorator.types import Composition, Gate, Step, VectorEnv
+from policy_decorator.types import Composition, Step, VectorEnv
 
 # Seeds of episodes that must not meet: what is trained on, selected on, reported on and imitated.
 TRAINING, VALIDATION, TEST, DEMOS = 0, 1_000_000_000, 2_000_000_000, 3_000_000_000
@@ -73,17 +73,19 @@ def run_episodes(
 
 @dataclass(frozen=True)
 class Gated:
-    """A composition whose residual speaks only where a gate lets it: the behaviour at `step` of training."""
+    """A composition whose residual speaks with probability `epsilon`: the behaviour at one moment of training.
+
+    The gate itself is not asked: it may count who asks it (`rl.auto`).
+    """
 
     composition: Composition
-    gate: Gate
-    step: int
+    epsilon: float
 
     def actor_input(self, obs: Tensor, base: Tensor) -> Tensor:
         return self.composition.actor_input(obs, base)
 
     def execute(self, base: Tensor, raw: Tensor) -> Tensor:
-        open_ = self.gate(self.step, torch.zeros(len(base), dtype=torch.long, device=base.device))
+        open_ = torch.rand(len(base), device=base.device) < self.epsilon
         return self.composition.execute(base, torch.where(open_[:, None, None], raw, self.idle(base)))
 
     def critic_action(self, base: Tensor, raw: Tensor) -> Tensor:

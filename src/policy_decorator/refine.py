@@ -173,11 +173,11 @@ class Refinement:
 
     def evaluate(self) -> None:
         """The full residual and, while epsilon < 1, the behaviour at the current epsilon."""
-        c, policy = self.run.collector, self.run.policy
+        policy, epsilon = self.run.policy, self._epsilon()
         episodes = self.episodes(policy, self.cfg.eval_episodes, VALIDATION, "full")
         full = behaviour = episodes.rate
-        if isinstance(policy, DecoratedPolicy) and self._epsilon() < 1.0:
-            gated = dataclasses.replace(policy, composition=Gated(policy.composition, c.gate, c.step))
+        if isinstance(policy, DecoratedPolicy) and epsilon < 1.0:
+            gated = dataclasses.replace(policy, composition=Gated(policy.composition, epsilon))
             behaviour = self.episodes(gated, self.cfg.eval_episodes, VALIDATION, "behaviour").rate
         self._log({"eval/full": full, "eval/behaviour": behaviour})
         self._keep_if_best(full)
