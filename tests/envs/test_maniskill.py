@@ -148,6 +148,38 @@ def test_layouts_of_a_batch_follow_the_seed() -> None:
     batch.close()
 
 
+def test_objects_of_a_batch_follow_the_seed_of_a_reset() -> None:
+    """Those of ManiSkill's own seeds would be the same in training and in tests."""
+    batch, other = (BatchedSimulation(SIMULATED["peg-insertion-side"], 1, max_steps=2, device="cpu") for _ in "ab")
+
+    def shape(window: torch.Tensor) -> list[float]:
+        return window[0, -1, 32:35].tolist()  # half the peg's size
+
+    first, second = shape(batch.reset(3)), shape(batch.reset(4))
+    assert first != second
+    assert shape(other.reset(3)) == shape(batch.reset(3)) == first
+    for _ in range(3):  # into the next episode, which begins elsewhere with the same peg
+        window = batch.step(torch.zeros(1, 1, 7)).window
+    assert batch.seeds.tolist() == [4]
+    assert shape(window) == first  # pyright: ignore[reportPossiblyUnboundVariable]
+    other.reset(9)
+    other.restore(batch.state())
+    assert shape(other.step(torch.zeros(1, 1, 7)).final_window) == first
+    batch.close()
+    other.close()
+
+
+@pytest.mark.parametrize("name", SIMULATED)
+def test_environments_that_build_their_scene_anew_say_so(name: str) -> None:
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    from policy_decorator.envs.maniskill.rebuilt import Rebuilt
+
+    simulator.load(SIMULATED[name].module)
+    made = REGISTERED_ENVS[SIMULATED[name].env_id].cls
+    assert issubclass(made, Rebuilt) == SIMULATED[name].objects_vary
+
+
 def test_simulation_on_a_gpu_needs_one() -> None:
     with pytest.raises(UserError, match="the device is cpu"):
         make_vector(get_task(STACK), 2, simulation="gpu")

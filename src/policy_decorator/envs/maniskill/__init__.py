@@ -38,6 +38,7 @@ SIMULATED = {
         points={"gripper": (18, 19, 20), "peg": (25, 26, 27), "hole": (35, 36, 37)},
         state_beside_images=25,
         module="policy_decorator.envs.maniskill.peg_insertion",
+        objects_vary=True,
         planned="PegInsertionSide-v1",
     ),
     **turn_faucet_tasks.SIMULATED,

@@ -44,6 +44,8 @@ class Simulated:
     """ManiSkill's environment of the same layouts, for which it has a motion-planning solution."""
     held_actions: tuple[int, ...] = (-1,)
     """As of the task."""
+    objects_vary: bool = False
+    """Whether episodes differ in the shapes of their objects too, so that a seed builds the scene anew."""
     make_expert: Callable[[], Expert] | None = None
     """Where there is no such solution: a scripted expert of ours, that sees the state"""
     make_privileged_expert: Callable[[Any], Expert] | None = None
