@@ -1,6 +1,7 @@
 """ManiSkill's tasks beyond what all tasks have in common: success, batches of tensors, what is missing."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -178,6 +179,20 @@ def test_environments_that_build_their_scene_anew_say_so(name: str) -> None:
     simulator.load(SIMULATED[name].module)
     made = REGISTERED_ENVS[SIMULATED[name].env_id].cls
     assert issubclass(made, Rebuilt) == SIMULATED[name].objects_vary
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
+def test_physics_and_pictures_are_on_the_device_that_was_named(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mani_skill.envs.utils.system.backend import parse_backend_device_id
+
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(
+        simulator.gym, "make", lambda *_, **settings: told.update(settings) or SimpleNamespace(unwrapped=0)
+    )
+    BatchedSimulation(SIMULATED["stack-cube"], 3, max_steps=2, images=True, device=device)
+    kind, _, index = device.partition(":")
+    assert list(parse_backend_device_id(told["sim_backend"])) == [f"physx_{kind}", index or None]
+    assert list(parse_backend_device_id(told["render_backend"])) == [kind, index or None]
 
 
 def test_simulation_on_a_gpu_needs_one() -> None:

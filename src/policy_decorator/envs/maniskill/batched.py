@@ -42,7 +42,7 @@ class BatchedSimulation:
         self.simulated, self.ends_at_success = simulated, ends_at_success
         # Differs from the paper: an environment keeps its objects from one episode to the next.
         # The scene is built by `reset` alone: ManiSkill cannot build a part of it anew.
-        self.simulator = make_simulator(simulated, n, device=self.device.type, images=images, reconfiguration_freq=0)
+        self.simulator = make_simulator(simulated, n, device=str(self.device), images=images, reconfiguration_freq=0)
 
         self.numbers = FrameNumbers(n)
 

@@ -74,7 +74,8 @@ def make_simulator(
 ) -> Any:
     """ManiSkill's own environment, without its time limit: tensors (num_envs, ...) in and out.
 
-    Physics is on `device`, "cpu" (one environment only) or "cuda", and so is what `images` draws.
+    Physics is on `device`, "cpu" (one environment only), "cuda" or one of several ("cuda:1"), and so is what `images`
+    draws.
 
     Raises:
         UserError: there is no Vulkan driver, without which ManiSkill cannot even load a robot.
