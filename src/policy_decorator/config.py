@@ -31,7 +31,8 @@ class RefineConfig:
     """Processes among which the simulators are shared out; 0: none but this one; None: one per core. The results are
     the same."""
     simulation: Simulation = "auto"
-    """Where the environments are simulated, for tasks that can be on a GPU: auto is on the learner's device."""
+    """Where the environments are simulated, for tasks that can be on a GPU: auto is on the learner's device, and on the
+    CPU with a warning where a GPU cannot be had for it."""
     eval_episodes: int = 50
     """Episodes per evaluation during training (paper Sec. 5.3)."""
     test_episodes: int = 100
