@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from policy_decorator.config import RefineConfig
 from policy_decorator.decorator import DecoratedPolicy, Residual
 from policy_decorator.envs.toy import MAX_STEPS, SPEED, TASKS, BiasedController, Reach
 from policy_decorator.envs.vector import SimulatorVector
+from policy_decorator.errors import UserError
 from policy_decorator.evaluation import (
     DEMOS,
     EPISODES_PER_SEED,
@@ -141,6 +143,15 @@ def test_ranges_of_seeds_do_not_meet() -> None:
     assert TRAINING < VALIDATION < TEST < DEMOS
     gaps = np.diff([TRAINING, VALIDATION, TEST, DEMOS])
     assert gaps.min() >= 100 * EPISODES_PER_SEED  # a hundred training seeds of ten million episodes
+
+
+@pytest.mark.parametrize("seed", [-1, 100, 200])
+def test_a_run_that_would_train_on_evaluations_is_refused(seed: int, make_config: Callable[..., RefineConfig]) -> None:
+    with pytest.raises(UserError, match=f"seed must be 0 to 99, got {seed}"):
+        make_config(seed=seed)
+    for allowed in (0, 99):
+        begins = TRAINING + make_config(seed=allowed).seed * EPISODES_PER_SEED
+        assert TRAINING <= begins <= VALIDATION - EPISODES_PER_SEED
 
 
 # ---- the behaviour at a step of training ----------------------------------------------------------------------
