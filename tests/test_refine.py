@@ -243,6 +243,8 @@ def test_the_summary_and_the_logs_say_what_happened(tmp_path: Path, make_config:
         assert summary[name] == last[name]
     assert summary["updates"] == (summary["env_steps"] - 100) // 4
     assert (summary["bound"], summary["horizon"]) == (0.5, 100)
+    assert (summary["device"], summary["simulation"]) == ("cpu", "cpu")
+    assert (summary["compiled"], summary["cuda_graphs"]) == (False, False)
 
 
 def test_the_curve_begins_with_the_base_and_has_one_point_per_evaluation(

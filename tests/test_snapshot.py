@@ -226,6 +226,28 @@ def test_what_cannot_be_resumed(tmp_path: Path, make_config: MakeConfig, noisy: 
         api.run(config, noisy, out=tmp_path / "run", resume=True)
 
 
+@pytest.mark.parametrize(
+    ("elsewhere", "message"),
+    [
+        ({"device": "cuda"}, "the learner on cuda, and here it would be the CPU"),
+        ({"simulation": "gpu"}, "its environments simulated on a GPU, and here it would be the CPU"),
+    ],
+)
+def test_a_run_goes_on_only_in_a_place_of_the_same_kind(
+    elsewhere: dict[str, str], message: str, tmp_path: Path, make_config: MakeConfig, noisy: nn.Module
+) -> None:
+    config, checkpoint = make_config(total_steps=400, save_every=100), tmp_path / "run" / "checkpoints" / "last.pt"
+    with pytest.raises(KeyboardInterrupt):
+        api.run(config, noisy, out=tmp_path / "run", display=Interrupted(350))
+    state = snapshot.read(checkpoint, torch.device("cpu"))
+    assert state["place"] == {"device": "cpu", "simulation": "cpu"}
+    snapshot.write(checkpoint, state | {"place": state["place"] | elsewhere})
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
+    with pytest.raises(UserError, match=message):
+        api.run(config, noisy, out=tmp_path / "run", resume=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")} == before  # nothing is dropped
+
+
 # ---- the file -------------------------------------------------------------------------------------------------
 
 

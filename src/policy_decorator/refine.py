@@ -31,7 +31,7 @@ from policy_decorator.evaluation import (
     Recorded,
     run_episodes,
 )
-from policy_decorator.hardware import compiles, device_of, uses_cuda_graphs, workers_of
+from policy_decorator.hardware import compiles, device_of, name_of, place_of, uses_cuda_graphs, workers_of
 from policy_decorator.memory import AnyPolicy, ask, session
 from policy_decorator.methods import METHODS, Problem
 from policy_decorator.methods.finetuned import FineTuned, trained
@@ -59,6 +59,7 @@ class Refinement:
         method = lookup("method", cfg.method, METHODS)
         self.task = get_task(cfg.task).with_episodes(cfg.max_steps, cfg.ends_at_success)
         self.device, self.compiled, self.cuda_graphs = device_of(cfg), compiles(cfg), uses_cuda_graphs(cfg)
+        self.place = place_of(cfg)
         self.chunk = chunk_of(self.base)
         self.hash_before = _hash(base)
         self.demo_base_queries = 0
@@ -257,7 +258,8 @@ class Refinement:
 
     def save(self) -> None:
         if self.folder is not None:
-            state = snapshot.capture(self.run) | {"best": self.best, "eval_env_steps": self.eval_env_steps}
+            own = {"best": self.best, "eval_env_steps": self.eval_env_steps, "place": self.place}
+            state = snapshot.capture(self.run) | own
             snapshot.write(self.folder.path / "checkpoints" / "last.pt", state)
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -315,6 +317,10 @@ class Refinement:
             **self.counts(),
             "demo_base_queries": self.demo_base_queries,
             "eval_env_steps": self.eval_env_steps,
+            "device": name_of(self.device),
+            "simulation": self.place["simulation"],
+            "compiled": self.compiled,
+            "cuda_graphs": self.cuda_graphs,
             "threads": torch.get_num_threads(),
             "wall_seconds": round(self.folder.wall_seconds, 1) if self.folder else None,
             "bound": getattr(self.run.collector.composition, "bound", None),

@@ -190,7 +190,7 @@ def simulated_on(task: Task, device: str | torch.device, simulation: Simulation)
         return "gpu"
     elif simulation == "auto":
         warnings.warn(
-            f"{task.name} is simulated on the CPU: {why}. With simulation = cpu this is not said.", stacklevel=2
+            f"{task.name} is simulated on the CPU: {why}. With simulation = cpu this is not said.", stacklevel=1
         )
     if simulation == "gpu":
         raise UserError(f"simulation = gpu is not possible: {why}. Leave it on auto.")
