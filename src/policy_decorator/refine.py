@@ -352,8 +352,8 @@ def refine(
 ) -> tuple[Refined, Comparison]:
     """Learn a residual on `base` and compare the two.
 
-    `resume` is a snapshot of the same run (`snapshot.read`). Returns the refined policy, whose `summary` holds the
-    outcome, and the test episodes of both policies with their trajectories.
+    `resume` is a snapshot of the same run (`snapshot.read`), which is emptied once it is restored. Returns the refined
+    policy, whose `summary` holds the outcome, and the test episodes of both policies with their trajectories.
 
     Raises:
         UserError: unknown names, a base that answers wrongly or never succeeds (unless `force`), a full disk.
@@ -364,6 +364,7 @@ def refine(
             refinement.check_base(force)
         else:
             refinement.restore(resume)
+            resume.clear()  # its replay is as large as the run's own
         refinement.learn_offline()
         with refinement.display.stage(f"refining ({cfg.method})", cfg.train.total_steps) as update:
 
