@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
+from policy_decorator.config import RefineConfig
+from policy_decorator.decorator import DecoratedPolicy, Residual
 from policy_decorator.envs.toy import MAX_STEPS, SPEED, TASKS, BiasedController, Reach
 from policy_decorator.envs.vector import SimulatorVector
+from policy_decorator.errors import UserError
 from policy_decorator.evaluation import (
     DEMOS,
     EPISODES_PER_SEED,
@@ -54,6 +56,15 @@ def test_exactly_the_seeds_asked_for_in_order_however_many_environments(vector: 
     assert list(zip(episodes.success.tolist(), episodes.env_steps.tolist(), strict=True)) == expected
     assert episodes.seed == 100
     assert 0 < episodes.rate == np.mean([s for s, _ in expected]) < 1
+
+
+def test_steps_of_surplus_episodes_are_counted_as_simulated(steady: nn.Module) -> None:
+    base: Any = steady
+    for n, episodes in ((4, 4), (7, 10)):
+        recorded = Recorded(Reach(n))
+        played = run_episodes(recorded, base, episodes, 50)
+        assert played.simulated_steps == sum(len(t.obs) for t in recorded.trajectories.values())
+        assert played.simulated_steps > played.env_steps.sum()
 
 
 def test_two_calls_draw_the_same_noise_and_leave_the_stream_of_training_alone() -> None:
@@ -134,13 +145,22 @@ def test_ranges_of_seeds_do_not_meet() -> None:
     assert gaps.min() >= 100 * EPISODES_PER_SEED  # a hundred training seeds of ten million episodes
 
 
+@pytest.mark.parametrize("seed", [-1, 100, 200])
+def test_a_run_that_would_train_on_evaluations_is_refused(seed: int, make_config: Callable[..., RefineConfig]) -> None:
+    with pytest.raises(UserError, match=f"seed must be 0 to 99, got {seed}"):
+        make_config(seed=seed)
+    for allowed in (0, 99):
+        begins = TRAINING + make_config(seed=allowed).seed * EPISODES_PER_SEED
+        assert TRAINING <= begins <= VALIDATION - EPISODES_PER_SEED
+
+
 # ---- the behaviour at a step of training ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("step", "share"), [(0, 0.0), (300, 0.3), (1000, 1.0)])
-def test_gated_lets_the_residual_speak_with_probability_epsilon(step: int, share: float) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_gated_lets_the_residual_speak_with_probability_epsilon(share: float) -> None:
     residual, n = Residual(0.5), 8000
-    gated = Gated(residual, ProgressiveExploration(1000), step)
+    gated = Gated(residual, share)
     base, raw = torch.randn(n, 1, 2), torch.ones(n, 1, 2)
     executed = gated.execute(base, raw)
     spoke = (executed != base).all(dim=(1, 2))
@@ -151,7 +171,7 @@ def test_gated_lets_the_residual_speak_with_probability_epsilon(step: int, share
 
 def test_gated_passes_everything_else_on() -> None:
     residual = Residual(0.5, "obs+base", "concat")
-    gated = Gated(residual, ProgressiveExploration(0), 0)
+    gated = Gated(residual, 1.0)
     obs, base, raw = torch.randn(3, 4), torch.randn(3, 1, 2), torch.randn(3, 1, 2)
     assert torch.equal(gated.actor_input(obs, base), residual.actor_input(obs, base))
     assert torch.equal(gated.critic_action(base, raw), residual.critic_action(base, raw))
@@ -160,7 +180,7 @@ def test_gated_passes_everything_else_on() -> None:
 
 def test_at_step_zero_the_behaviour_is_the_base(steady: nn.Module) -> None:
     actor = TanhGaussian(4, (1, 2), NetConfig(head_gain=5.0))
-    gated = Gated(Residual(0.5), ProgressiveExploration(1000), 0)
+    gated = Gated(Residual(0.5), 0.0)
     base: Any = steady
     closed, full = (DecoratedPolicy(base, actor, c) for c in (gated, Residual(0.5)))
     lengths = [run_episodes(Reach(10), p, 40, 3).env_steps.tolist() for p in (base, closed, full)]

@@ -12,7 +12,7 @@ from policy_decorator import api, machine
 from policy_decorator.bench import measure
 from policy_decorator.config import RefineConfig
 from policy_decorator.errors import UserError
-from policy_decorator.hardware import resolved, workers_of
+from policy_decorator.hardware import name_of, resolved, workers_of
 from policy_decorator.progress import Silent
 from policy_decorator.rl.nets import NetConfig
 from policy_decorator.runlog import RunFolder
@@ -102,3 +102,9 @@ def test_a_run_records_what_auto_meant_and_is_resumed_with_it(
 def test_workers_are_one_per_core(make_config: MakeConfig) -> None:
     assert workers_of(make_config(workers=3)) == 3
     assert workers_of(make_config()) != 1  # a single process would only pass messages on
+
+
+def test_a_gpu_is_called_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Card {device.index}")
+    assert name_of(torch.device("cuda:1")) == "cuda:1 (Card 1)"
+    assert name_of(torch.device("cpu")) == "cpu"

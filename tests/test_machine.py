@@ -9,11 +9,22 @@ from policy_decorator import machine
 def test_products_stay_exact() -> None:
     before = torch.get_float32_matmul_precision()
     try:
-        machine.use_cpu_well()
+        machine.use_cpu_well(torch.device("cpu"))
         a, b = torch.randn(2, 300, 300, generator=torch.Generator().manual_seed(3))
         torch.testing.assert_close((a @ b).double(), a.double() @ b.double(), rtol=0, atol=1e-3)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(("before", "after"), [("highest", "highest"), ("high", "high"), ("medium", "highest")])
+def test_a_gpus_products_are_left_as_exact_as_they_were(before: str, after: str) -> None:
+    found = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(before)
+        machine.use_cpu_well(torch.device("cuda"))
+        assert torch.get_float32_matmul_precision() == after
+    finally:
+        torch.set_float32_matmul_precision(found)
 
 
 def test_the_setting_is_taken_back_where_products_would_lose_digits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +42,7 @@ def test_the_setting_is_taken_back_where_products_would_lose_digits(monkeypatch:
 
 def test_random_state_is_left_alone() -> None:
     state = torch.get_rng_state()
-    machine.use_cpu_well()
+    machine.use_cpu_well(torch.device("cpu"))
     assert torch.equal(state, torch.get_rng_state())
 
 

@@ -237,12 +237,14 @@ def test_the_summary_and_the_logs_say_what_happened(tmp_path: Path, make_config:
         again: Any = policy
         assert run_episodes(env, again, 30, TEST).success.tolist() == line["success"]
 
-    assert summary["eval_env_steps"] == sum(sum(line["lengths"]) for line in folder.evaluations())
+    assert summary["eval_env_steps"] > sum(sum(line["lengths"]) for line in folder.evaluations())  # and surplus ones
     last = folder.metrics()[-1]
     for name in ("env_steps", "decisions", "updates", "base_queries", "episodes"):
         assert summary[name] == last[name]
     assert summary["updates"] == (summary["env_steps"] - 100) // 4
     assert (summary["bound"], summary["horizon"]) == (0.5, 100)
+    assert (summary["device"], summary["simulation"]) == ("cpu", "cpu")
+    assert (summary["compiled"], summary["cuda_graphs"]) == (False, False)
 
 
 def test_the_curve_begins_with_the_base_and_has_one_point_per_evaluation(
@@ -261,6 +263,18 @@ def test_the_curve_begins_with_the_base_and_has_one_point_per_evaluation(
         tuple(range(VALIDATION, VALIDATION + 10))
     }
     assert curve[2]["eval/behaviour"] == curve[2]["eval/full"] == np.mean(folder.evaluations("full")[1]["success"])
+
+
+def test_an_evaluation_leaves_what_the_gate_has_measured_alone(make_config: MakeConfig, steady: nn.Module) -> None:
+    config = make_config()
+    refinement = Refinement(replace(config, learn=replace(config.learn, horizon="auto")), steady, None)  # pyright: ignore[reportArgumentType]
+    c = refinement.run.collector
+    gate: Any = c.gate
+    c.step, gate.value = 500, 0.5
+    before = gate.state()
+    refinement.evaluate()
+    assert gate.state() == before
+    refinement.close()
 
 
 @pytest.mark.parametrize("seed", [0, 5])

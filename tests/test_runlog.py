@@ -5,10 +5,12 @@ import errno
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 
+from policy_decorator import provenance
 from policy_decorator.errors import UserError
 from policy_decorator.runlog import COUNTS, RunFolder, atomic_json, free_disk_check, to_json
 
@@ -92,7 +95,24 @@ def test_provenance_names_versions_seed_and_command(tmp_path: Path) -> None:
     assert found["seed"] == 7
     assert found["argv"] == sys.argv
     assert found["cpu_count"] == os.cpu_count()
+    assert found["processor"]
+    assert found["cuda"] == torch.version.cuda
+    assert len(found["gpus"]) == torch.cuda.device_count()
     assert set(found["git"]) == {"revision", "dirty"}
+
+
+def test_provenance_names_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"Card {i}")
+    assert small_run(tmp_path / "run").provenance()["gpus"] == ["Card 0", "Card 1"]
+
+
+def test_provenance_knows_every_package_that_a_run_can_depend_on() -> None:
+    """Those of the package and of its extras; what draws, prints, or reads and writes files decides no number."""
+    stated = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    extras = [wanted for name, wanted in stated["optional-dependencies"].items() if name not in ("dev", "all")]
+    names = {re.split(r"[^\w-]", line)[0] for wanted in (stated["dependencies"], *extras) for line in wanted}
+    assert names - set(provenance.PACKAGES) == {"tyro", "rich", "imageio", "jinja2", "filelock"}
 
 
 def test_metrics_carry_all_counts_and_write_nan_as_null(tmp_path: Path) -> None:
@@ -186,7 +206,10 @@ def test_resume_drops_what_was_logged_after_the_checkpoint(tmp_path: Path) -> No
     walls = [line["wall_seconds"] for line in again.metrics()]
     assert walls == sorted(walls)
     assert again.summary() == {}
-    assert again.provenance()["resumed"][0]["env_steps"] == 200
+    resumed = again.provenance()["resumed"][0]
+    assert resumed["env_steps"] == 200
+    assert resumed["packages"]["torch"] == torch.__version__
+    assert {"python", "platform", "processor", "cuda", "gpus"} <= set(resumed)
 
 
 def test_episodes_keep_every_outcome(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Interrupted and resumed is the same as never interrupted, bit for bit."""
 
 import errno
+import gc
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import nn
 
 from policy_decorator import api, snapshot
@@ -226,6 +229,28 @@ def test_what_cannot_be_resumed(tmp_path: Path, make_config: MakeConfig, noisy: 
         api.run(config, noisy, out=tmp_path / "run", resume=True)
 
 
+@pytest.mark.parametrize(
+    ("elsewhere", "message"),
+    [
+        ({"device": "cuda"}, "the learner on cuda, and here it would be the CPU"),
+        ({"simulation": "gpu"}, "its environments simulated on a GPU, and here it would be the CPU"),
+    ],
+)
+def test_a_run_goes_on_only_in_a_place_of_the_same_kind(
+    elsewhere: dict[str, str], message: str, tmp_path: Path, make_config: MakeConfig, noisy: nn.Module
+) -> None:
+    config, checkpoint = make_config(total_steps=400, save_every=100), tmp_path / "run" / "checkpoints" / "last.pt"
+    with pytest.raises(KeyboardInterrupt):
+        api.run(config, noisy, out=tmp_path / "run", display=Interrupted(350))
+    state = snapshot.read(checkpoint, torch.device("cpu"))
+    assert state["place"] == {"device": "cpu", "simulation": "cpu"}
+    snapshot.write(checkpoint, state | {"place": state["place"] | elsewhere})
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
+    with pytest.raises(UserError, match=message):
+        api.run(config, noisy, out=tmp_path / "run", resume=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")} == before  # nothing is dropped
+
+
 # ---- the file -------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +260,47 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     again = snapshot.read(tmp_path / "last.pt", torch.device("cpu"))
     assert str(again) == str(state)
     assert list(tmp_path.iterdir()) == [tmp_path / "last.pt"]
+
+
+def test_the_replay_is_read_to_the_cpu_and_the_rest_to_the_learner(tmp_path: Path) -> None:
+    """ "meta" in the place of a GPU."""
+    inner = {"data": [torch.zeros(5), TensorDict({"state": torch.zeros(5, 2)}, [5])], "head": 3}
+    snapshot.write(tmp_path / "last.pt", {"replay": inner, "env": dict(inner), "action": torch.zeros(2)})
+    state = snapshot.read(tmp_path / "last.pt", torch.device("meta"))
+    kinds = {
+        name: [x.device.type for x in (state[name]["data"][0], state[name]["data"][1]["state"])]
+        for name in ("replay", "env")
+    }
+    assert kinds == {"replay": ["cpu", "cpu"], "env": ["meta", "meta"]}
+    assert state["action"].device.type == "meta"
+
+
+def test_what_was_read_is_let_go_of(
+    tmp_path: Path, make_config: MakeConfig, noisy: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, kept = make_config(total_steps=300, save_every=100), list[Any]()
+    with pytest.raises(KeyboardInterrupt):
+        api.run(config, noisy, out=tmp_path / "run", display=Interrupted(250))
+    read = snapshot.read
+
+    def watched(path: Path, device: torch.device) -> dict[str, Any]:
+        state = read(path, device)
+        kept.append(weakref.ref(state["replay"]["data"][0]))
+        return state
+
+    alive = list[bool]()
+
+    class Watching(Silent):
+        @contextmanager
+        def stage(self, title: str, total: int) -> Iterator[Update]:
+            gc.collect()
+            alive.append(kept[0]() is not None)
+            yield lambda *_, **__: None
+
+    monkeypatch.setattr(snapshot, "read", watched)
+    api.run(config, noisy, out=tmp_path / "run", resume=True, display=Watching())
+    assert alive
+    assert not any(alive)
 
 
 class Evil:

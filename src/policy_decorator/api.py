@@ -20,7 +20,7 @@ from policy_decorator.disk import to_json
 from policy_decorator.envs import get_task
 from policy_decorator.errors import UserError
 from policy_decorator.experiments.presets import settings
-from policy_decorator.hardware import device_of, resolved
+from policy_decorator.hardware import check_place, device_of, place_of, resolved
 from policy_decorator.memory import AnyPolicy
 from policy_decorator.progress import Bars, Display, Silent
 from policy_decorator.refine import refine
@@ -173,6 +173,8 @@ def _resume(config: RefineConfig, out: str | Path | None) -> tuple[RefineConfig,
     if different:
         raise UserError(f"{out} was started with other settings of {', '.join(different)}: resume with its own.")
     state = snapshot.read(Path(out) / "checkpoints" / "last.pt", device_of(config))
+    if "place" in state:
+        check_place(state["place"], place_of(config))
     done = state["counts"]["decisions"]
     if done > config.train.total_steps + config.envs:  # more than the replay of such a run would hold
         raise UserError(f"{out} has come to {done:,} decisions: resume it with a larger budget of steps.")

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from policy_decorator.envs.vector import Simulation
 from policy_decorator.errors import UserError
+from policy_decorator.evaluation import SEEDS
 from policy_decorator.methods import METHODS, OffPolicyConfig, policy_decorator
 from policy_decorator.methods.on_policy import OnPolicyConfig
 from policy_decorator.train import TrainConfig
@@ -31,7 +32,8 @@ class RefineConfig:
     """Processes among which the simulators are shared out; 0: none but this one; None: one per core. The results are
     the same."""
     simulation: Simulation = "auto"
-    """Where the environments are simulated, for tasks that can be on a GPU: auto is on the learner's device."""
+    """Where the environments are simulated, for tasks that can be on a GPU: auto is on the learner's device, and on the
+    CPU with a warning where a GPU cannot be had for it."""
     eval_episodes: int = 50
     """Episodes per evaluation during training (paper Sec. 5.3)."""
     test_episodes: int = 100
@@ -42,7 +44,8 @@ class RefineConfig:
     keep: Literal["best", "last"] = "best"
     """The residual handed over: of the best evaluation during training, or of its end."""
     seed: int = 0
-    """Of the networks, the exploration and the training episodes. Evaluation seeds are the same for every seed."""
+    """Of the networks, the exploration and the training episodes, 0 to 99. Evaluation seeds are the same for every
+    seed."""
     threads: int | Literal["auto"] | None = None
     """Threads of the learner on a CPU; None leaves torch's choice, auto takes what makes a few updates fastest."""
     tune_cpu: bool = True
@@ -61,6 +64,10 @@ class RefineConfig:
     """False: episodes always last until the time limit, as DPPO's (paper App. C.1)."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < SEEDS:  # its training episodes would be those of evaluations
+            raise UserError(
+                f"seed must be 0 to {SEEDS - 1}, got {self.seed}: behind them lie the evaluations' episodes."
+            )
         wanted = METHODS[self.method].config if self.method in METHODS else type(self.learn)
         if type(self.learn) is not wanted:
             raise UserError(f"{self.method} has settings of its own: give learn=settings_of({self.method!r}, learn).")

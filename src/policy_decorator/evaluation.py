@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from policy_decorator.memory import AnyPolicy, session
-from policy_decorator.types import Composition, Gate, Step, VectorEnv
+from policy_decorator.types import Composition, Step, VectorEnv
 
 # Seeds of episodes that must not meet: what is trained on, selected on, reported on and imitated.
 TRAINING, VALIDATION, TEST, DEMOS = 0, 1_000_000_000, 2_000_000_000, 3_000_000_000
 EPISODES_PER_SEED = 10_000_000
+SEEDS = (VALIDATION - TRAINING) // EPISODES_PER_SEED
+"""Runs whose training episodes meet neither one another's nor those of evaluations: seeds 0 to 99."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Episodes:
     seed: int
     success: np.ndarray  # (N,) bool, at any of its steps
     env_steps: np.ndarray  # (N,)
+    simulated_steps: int = 0
+    """Of all environments, with what they went on to until the last of these episodes had ended."""
 
     @property
     def rate(self) -> float:
@@ -39,42 +43,51 @@ def run_episodes(
 ) -> Episodes:
     """Run exactly the episodes `seed` to `seed + episodes - 1`: two policies given the same seeds are paired.
 
-    A policy that draws random numbers draws the same ones at every call, and training's stream is left alone; so is
-    what a policy remembers of the episodes it is trained on.
+    Where only a reset decides how episodes begin (`drawn_at_reset`), they are played in waves of B, one per row, each
+    from a reset of its own: there is a pair for every episode, whichever policy is done first. A policy that draws
+    random numbers draws the same ones at every call, and training's stream is left alone; so is what a policy
+    remembers of the episodes it is trained on.
     """
     success = np.zeros(episodes, dtype=bool)
     steps, finished = np.zeros(episodes, dtype=np.int64), np.zeros(episodes, dtype=bool)
+    policy, simulated = session(policy), 0
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        window, policy = env.reset(seed), session(policy)
-        policy.reset(rows := torch.arange(len(window)))
         while not finished.all():
-            out = env.step(policy.act(window, rows))
-            policy.reset(rows[out.done])
-            index, window = (out.episode - seed).cpu().numpy(), out.window
-            ours = index < episodes  # environments go on to episodes nobody asked for
-            steps[index[ours]] += out.env_steps.cpu().numpy()[ours]
-            ended = ours & out.done.cpu().numpy()
-            success[index[ours]] |= out.success.cpu().numpy()[ours]
-            finished[index[ended]] = True
-            if progress is not None and ended.any():
-                progress(int(finished.sum()), episodes)
-    return Episodes(seed, success, steps)
+            first = int(finished.argmin())  # 0, or where waves are played the number of those before
+            torch.manual_seed(seed + first)
+            window = env.reset(seed + first)
+            last = min(first + len(window), episodes) if getattr(env, "drawn_at_reset", False) else episodes
+            policy.reset(rows := torch.arange(len(window)))
+            while not finished[first:last].all():
+                out = env.step(policy.act(window, rows))
+                policy.reset(rows[out.done])
+                simulated += int(out.env_steps.sum())
+                index, window = (out.episode - seed).cpu().numpy(), out.window
+                ours = index < last  # environments go on to episodes nobody asked for
+                steps[index[ours]] += out.env_steps.cpu().numpy()[ours]
+                ended = ours & out.done.cpu().numpy()
+                success[index[ours]] |= out.success.cpu().numpy()[ours]
+                finished[index[ended]] = True
+                if progress is not None and ended.any():
+                    progress(int(finished.sum()), episodes)
+    return Episodes(seed, success, steps, simulated)
 
 
 @dataclass(frozen=True)
 class Gated:
-    """A composition whose residual speaks only where a gate lets it: the behaviour at `step` of training."""
+    """A composition whose residual speaks with probability `epsilon`: the behaviour at one moment of training.
+
+    The gate itself is not asked: it may count who asks it (`rl.auto`).
+    """
 
     composition: Composition
-    gate: Gate
-    step: int
+    epsilon: float
 
     def actor_input(self, obs: Tensor, base: Tensor) -> Tensor:
         return self.composition.actor_input(obs, base)
 
     def execute(self, base: Tensor, raw: Tensor) -> Tensor:
-        open_ = self.gate(self.step, torch.zeros(len(base), dtype=torch.long, device=base.device))
+        open_ = torch.rand(len(base), device=base.device) < self.epsilon
         return self.composition.execute(base, torch.where(open_[:, None, None], raw, self.idle(base)))
 
     def critic_action(self, base: Tensor, raw: Tensor) -> Tensor:
@@ -109,14 +122,21 @@ class Comparison:
 
 
 class Recorded:
-    """Environments that keep the trajectory of every episode they run, by its seed."""
+    """Environments that keep the trajectory of every episode they run, by its seed.
+
+    A reset forgets the episodes that begin anew after it, those of its seed and later ones, and keeps earlier ones.
+    """
 
     def __init__(self, env: VectorEnv) -> None:
         self.env = env
         self.trajectories: dict[int, Trajectory] = {}
 
+    @property
+    def drawn_at_reset(self) -> bool:
+        return getattr(self.env, "drawn_at_reset", False)
+
     def reset(self, seed: int) -> Tensor:
-        self.trajectories = {}
+        self.trajectories = {k: played for k, played in self.trajectories.items() if k < seed}
         self._window = self.env.reset(seed)
         return self._window
 

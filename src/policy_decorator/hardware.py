@@ -1,12 +1,15 @@
 """What a run uses of the machine it is on: device, number format, compilation, CUDA graphs, simulator processes."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 
 from policy_decorator import machine
 from policy_decorator.config import RefineConfig
+from policy_decorator.envs import get_task
+from policy_decorator.envs.vector import simulated_on
 from policy_decorator.errors import UserError
 from policy_decorator.progress import Display
 from policy_decorator.rl.compiled import WORTH_IT, can_compile
@@ -15,6 +18,31 @@ from policy_decorator.rl.compiled import WORTH_IT, can_compile
 def device_of(cfg: RefineConfig) -> torch.device:
     """`cfg.device`, "auto" being CUDA where there is any."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
+
+
+def name_of(device: torch.device) -> str:
+    """For people: cpu, or "cuda:0 (NVIDIA H100)"."""
+    if device.type != "cuda":
+        return str(device)
+    return f"{device} ({torch.cuda.get_device_name(device)})"
+
+
+def place_of(cfg: RefineConfig) -> dict[str, str]:
+    """What a run cannot leave when it is resumed: the kind of its device, and where its simulators are."""
+    device = device_of(cfg)
+    return {"device": device.type, "simulation": simulated_on(get_task(cfg.task), device, cfg.simulation)}
+
+
+def check_place(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raises UserError where a run of the place `before` cannot go on in the place `now`."""
+    words = {"device": "the learner on {}", "simulation": "its environments simulated on {}"}
+    for name, where in words.items():
+        if before[name] != now[name]:
+            then, here = (x[name].replace("gpu", "a GPU").replace("cpu", "the CPU") for x in (before, now))
+            raise UserError(
+                f"The run was started with {where.format(then)}, and here it would be {here}: "
+                f"resume it on a machine like the first, with the same {name}, or begin a new run."
+            )
 
 
 def resolved(cfg: RefineConfig, display: Display) -> RefineConfig:

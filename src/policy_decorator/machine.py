@@ -11,14 +11,23 @@ import torch
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of mallopt, <malloc.h>
 MEBIBYTE = 2**20
+ONEDNN = "medium"
+"""The precision of float32 products from which on PyTorch asks oneDNN for them."""
 MUCH_SLOWER = 2.0
 """From this slowdown on a processor is said not to have a number format."""
 
 
-def use_cpu_well() -> None:
-    """Keep freed memory for the next batch, and let the faster of two libraries multiply matrices."""
+def use_cpu_well(device: torch.device) -> None:
+    """Keep freed memory for the next batch, and where `device`, the learner's, is the CPU, multiply with oneDNN.
+
+    The precision of products is the process's, for all its devices: on a GPU the same setting would mean TF32. There
+    what an earlier learner of this process had set for the CPU is taken back; "high", which one sets for a GPU, stays.
+    """
     keep_freed_memory()
-    multiply_with_onednn()
+    if device.type == "cpu":
+        multiply_with_onednn()
+    elif torch.get_float32_matmul_precision() == ONEDNN:
+        torch.set_float32_matmul_precision("highest")
 
 
 def keep_freed_memory() -> bool:
@@ -41,7 +50,7 @@ def multiply_with_onednn() -> bool:
     uses float32 all the same, and on those that are not Intel's it is twice as fast.
     """
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision(ONEDNN)
     a, b = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0))
     error = (a @ b - a.double() @ b.double()).abs().max().item()  # of entries around 16
     exact = error < 1e-3  # float32 is off by 3e-5, bfloat16 by 2e-1

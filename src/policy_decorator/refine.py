@@ -31,7 +31,7 @@ from policy_decorator.evaluation import (
     Recorded,
     run_episodes,
 )
-from policy_decorator.hardware import compiles, device_of, uses_cuda_graphs, workers_of
+from policy_decorator.hardware import compiles, device_of, name_of, place_of, uses_cuda_graphs, workers_of
 from policy_decorator.memory import AnyPolicy, ask, session
 from policy_decorator.methods import METHODS, Problem
 from policy_decorator.methods.alone import Nobody
@@ -60,11 +60,12 @@ class Refinement:
         method = lookup("method", cfg.method, METHODS)
         self.task = get_task(cfg.task).with_episodes(cfg.max_steps, cfg.ends_at_success)
         self.device, self.compiled, self.cuda_graphs = device_of(cfg), compiles(cfg), uses_cuda_graphs(cfg)
+        self.place = place_of(cfg)
         self.chunk = chunk_of(self.base)
         self.hash_before = _hash(base)
         self.demo_base_queries = 0
         if cfg.tune_cpu:
-            machine.use_cpu_well()
+            machine.use_cpu_well(self.device)
         if isinstance(cfg.threads, int):
             torch.set_num_threads(cfg.threads)
         torch.manual_seed(cfg.seed)
@@ -150,7 +151,7 @@ class Refinement:
         """Run, count and log the episodes `seed`, ..., `seed + n - 1`."""
         with self.display.stage(title, n) as update:
             result = run_episodes(env or self.eval_env, policy, n, seed, update)
-        self.eval_env_steps += int(result.env_steps.sum())
+        self.eval_env_steps += result.simulated_steps
         if self.folder is not None:
             seeds = [seed + i for i in range(n)]
             step = self.run.collector.step
@@ -176,11 +177,11 @@ class Refinement:
 
     def evaluate(self) -> None:
         """The full residual and, while epsilon < 1, the behaviour at the current epsilon."""
-        c, policy = self.run.collector, self.run.policy
+        policy, epsilon = self.run.policy, self._epsilon()
         episodes = self.episodes(policy, self.cfg.eval_episodes, VALIDATION, "full")
         full = behaviour = episodes.rate
-        if isinstance(policy, DecoratedPolicy) and self._epsilon() < 1.0:
-            gated = dataclasses.replace(policy, composition=Gated(policy.composition, c.gate, c.step))
+        if isinstance(policy, DecoratedPolicy) and epsilon < 1.0:
+            gated = dataclasses.replace(policy, composition=Gated(policy.composition, epsilon))
             behaviour = self.episodes(gated, self.cfg.eval_episodes, VALIDATION, "behaviour").rate
         self._log({"eval/full": full, "eval/behaviour": behaviour})
         self._keep_if_best(full)
@@ -260,7 +261,8 @@ class Refinement:
 
     def save(self) -> None:
         if self.folder is not None:
-            state = snapshot.capture(self.run) | {"best": self.best, "eval_env_steps": self.eval_env_steps}
+            own = {"best": self.best, "eval_env_steps": self.eval_env_steps, "place": self.place}
+            state = snapshot.capture(self.run) | own
             snapshot.write(self.folder.path / "checkpoints" / "last.pt", state)
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -318,6 +320,10 @@ class Refinement:
             **self.counts(),
             "demo_base_queries": self.demo_base_queries,
             "eval_env_steps": self.eval_env_steps,
+            "device": name_of(self.device),
+            "simulation": self.place["simulation"],
+            "compiled": self.compiled,
+            "cuda_graphs": self.cuda_graphs,
             "threads": torch.get_num_threads(),
             "wall_seconds": round(self.folder.wall_seconds, 1) if self.folder else None,
             "bound": getattr(self.run.collector.composition, "bound", None),
@@ -349,8 +355,8 @@ def refine(
 ) -> tuple[Refined, Comparison]:
     """Learn a residual on `base` and compare the two.
 
-    `resume` is a snapshot of the same run (`snapshot.read`). Returns the refined policy, whose `summary` holds the
-    outcome, and the test episodes of both policies with their trajectories.
+    `resume` is a snapshot of the same run (`snapshot.read`), which is emptied once it is restored. Returns the refined
+    policy, whose `summary` holds the outcome, and the test episodes of both policies with their trajectories.
 
     Raises:
         UserError: unknown names, a base that answers wrongly or never succeeds (unless `force`), a full disk.
@@ -361,6 +367,7 @@ def refine(
             refinement.check_base(force)
         else:
             refinement.restore(resume)
+            resume.clear()  # its replay is as large as the run's own
         refinement.learn_offline()
         with refinement.display.stage(f"refining ({cfg.method})", cfg.train.total_steps) as update:
 

@@ -30,7 +30,7 @@ from policy_decorator.disk import (
     to_json,
 )
 from policy_decorator.errors import UserError
-from policy_decorator.provenance import git_state, now, provenance
+from policy_decorator.provenance import git_state, now, provenance, versions_and_machine
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -127,6 +127,7 @@ class RunFolder:
         run._seconds_before = max((line.get("wall_seconds") or 0.0 for line in run.metrics()), default=0.0)
         record = run.provenance()
         again = {"started": now(), "argv": sys.argv, "env_steps": env_steps, "git": git_state()}
+        again |= versions_and_machine()
         atomic_json(run.path / "provenance.json", {**record, "resumed": [*record.get("resumed", []), again]})
         return run
 

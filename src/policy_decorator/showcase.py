@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from policy_decorator.envs.rendering import how_to_render, render_rollout, renderer
+from policy_decorator.envs.rendering import SAME_START, how_to_render, render_rollout, renderer, starts_apart
 from policy_decorator.envs.task import Task
 from policy_decorator.evaluation import Comparison, Trajectory
 from policy_decorator.progress import Display
@@ -20,6 +20,9 @@ SLOWDOWN = 4
 def film(task: Task, folder: Path, comparison: Comparison, display: Display) -> Path | None:
     """Write `videos/side_by_side.mp4` and a poster of it, or `videos/paths.png` where nothing can be rendered.
 
+    An episode is filmed by playing its actions again from its seed. Where that begins elsewhere than the episode did,
+    as after simulation on a GPU, whose layouts follow not the seed alone, the film would show another one: paths then.
+
     Returns what was written, None for a task without anything to look at. Never fails for lack of a screen.
     """
     index = pick(comparison)
@@ -29,9 +32,12 @@ def film(task: Task, folder: Path, comparison: Comparison, display: Display) -> 
     success = (bool(pair[0][1].success[index]), bool(pair[1][1].success[index]))
     videos = folder / "videos"
     videos.mkdir(exist_ok=True)
-    if task.renders and renderer() is not None:
+    drawn = task.renders and renderer() is not None
+    if drawn and _comes_back(task, seed, comparison.base.trajectories[seed]):
         return _render(task, seed, actions, success, videos, display)
-    if task.renders:
+    if drawn:
+        display.say(f"No film: from seed {seed} alone {task.name} begins elsewhere than the test episode did.")
+    elif task.renders:
         display.say(how_to_render())
     if task.points is None:
         return None
@@ -63,6 +69,15 @@ def _render(
     path = write_side_by_side(frames[0], frames[1], videos / "side_by_side.mp4", fps, NAMES, success)
     poster((frames[0], frames[1]), videos / "poster.png")
     return path
+
+
+def _comes_back(task: Task, seed: int, played: Trajectory) -> bool:
+    """Whether the episode's seed, where films are drawn, leads to where it began."""
+    env = task.make_env(None)
+    try:
+        return starts_apart(env, seed, played.obs[0]) <= SAME_START
+    finally:
+        env.close()
 
 
 def _actions(trajectory: Trajectory, steps: int) -> np.ndarray:

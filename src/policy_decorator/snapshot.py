@@ -71,7 +71,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     if isinstance(c.gate, Decides):
         c.gate.restore(state["gate"])
     c.env.restore(state["env"])
-    run.replay.restore(state["replay"])
+    run.replay.restore(state["replay"], c.action.device)
     if remembers(state):
         cast(Any, c.asked).restore(state.get("memory", {}))
         run.intake.restore(state["intake"])
@@ -111,11 +111,15 @@ def write(path: Path, state: dict[str, Any]) -> None:
 
 
 def read(path: Path, device: torch.device) -> dict[str, Any]:
-    """Tensors and numbers only (`weights_only`). Raises UserError when there is nothing to resume from."""
+    """Tensors and numbers only (`weights_only`), on `device` all but the replay, which may be as large as its memory.
+
+    Raises UserError when there is nothing to resume from.
+    """
     if not path.exists():
         raise UserError(f"There is no checkpoint {path} to resume from: the run was stopped before its first one.")
     try:
-        return _restored(torch.load(path, map_location=device, weights_only=True))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: _restored(x, torch.device("cpu") if name == "replay" else device) for name, x in state.items()}
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise UserError(f"The checkpoint {path} is damaged and cannot be resumed: {error}") from None
 
@@ -129,13 +133,15 @@ def _plain(x: Any) -> Any:
     return type(x)(_plain(y) for y in x) if isinstance(x, (list, tuple)) else x
 
 
-def _restored(x: Any) -> Any:
-    """What `_plain` made it of."""
+def _restored(x: Any, device: torch.device) -> Any:
+    """What `_plain` made it of, on `device`."""
     if isinstance(x, dict):
         if x.keys() == {"batch_size", "tensors"}:
             from tensordict import TensorDict
 
-            device = next(iter(x["tensors"].values())).device
-            return TensorDict(x["tensors"], batch_size=x["batch_size"], device=device)
-        return {name: _restored(y) for name, y in x.items()}
-    return type(x)(_restored(y) for y in x) if isinstance(x, (list, tuple)) else x
+            tensors = {name: y.to(device) for name, y in x["tensors"].items()}
+            return TensorDict(tensors, batch_size=x["batch_size"], device=device)
+        return {name: _restored(y, device) for name, y in x.items()}
+    if isinstance(x, Tensor):
+        return x.to(device)
+    return type(x)(_restored(y, device) for y in x) if isinstance(x, (list, tuple)) else x

@@ -37,7 +37,11 @@ class Step(NamedTuple):
 
 
 class VectorEnv(Protocol):
-    """B environments that reset themselves; after `reset(seed)` the k-th episode to start is seeded `seed + k`."""
+    """B environments that reset themselves; after `reset(seed)` the k-th episode to start is seeded `seed + k`.
+
+    Those in which the seed decides only how the first B episodes begin, and of later ones also what happened before,
+    say so by an attribute `drawn_at_reset`, True.
+    """
 
     def reset(self, seed: int) -> Tensor: ...
     def step(self, action: Tensor) -> Step: ...

@@ -11,6 +11,7 @@ from policy_decorator.envs import get_task
 from policy_decorator.envs.maniskill import SIMULATED, batched
 from policy_decorator.envs.maniskill.batched import BatchedSimulation
 from policy_decorator.envs.vector import make_vector
+from policy_decorator.evaluation import Recorded, run_episodes
 
 N, STEPS = 6, 5
 ON_GPU = ("stack-cube", "peg-insertion-side", "turn-procedural-faucet", "push-procedural-chair")
@@ -130,3 +131,53 @@ def test_where_success_ends_nothing_it_is_only_told(monkeypatch: pytest.MonkeyPa
     assert out.done.all()
     assert not out.terminated.any()
     assert out.env_steps.tolist() == [2] * N
+
+
+class Steady:
+    """Pushes on by the same in every step and remembers, row by row, in how many decisions of an episode."""
+
+    context, queries = 1, 0
+
+    def __init__(self, speed: float) -> None:
+        self.speed, self.decided = speed, dict[int, int]()
+
+    def session(self) -> "Steady":
+        return Steady(self.speed)
+
+    def reset(self, rows: Tensor) -> None:
+        self.decided |= dict.fromkeys(rows.tolist(), 0)
+
+    def act(self, window: Tensor, rows: Tensor) -> Tensor:
+        for row in rows.tolist():
+            self.decided[row] += 1
+        assert max(self.decided.values()) <= STEPS, "it was not told where an episode began"
+        return torch.full((len(rows), 1, window.shape[-1]), self.speed)
+
+
+class Arriving(Counting):
+    """Has succeeded where the first number has passed 1."""
+
+    def step(self, action: Tensor) -> tuple[Tensor, Any, Any, Any, dict[str, Tensor]]:
+        out = super().step(action)
+        return *out[:4], {"success": out[0][:, 0] > 1}
+
+
+@pytest.mark.parametrize("episodes", [4, N, 15, 3 * N])
+def test_two_policies_meet_the_same_start_in_every_episode(episodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulated = SIMULATED["stack-cube"]
+    monkeypatch.setattr(batched, "make_simulator", lambda *_, **__: Arriving(N, simulated.action_size))
+    played = {}
+    for speed in (0.05, 0.4):
+        env = Recorded(BatchedSimulation(simulated, N, max_steps=STEPS, device="cpu"))
+        told = run_episodes(env, Steady(speed), episodes, 100)
+        played[speed] = told, [env.trajectories[100 + k] for k in range(episodes)]
+    (slow, slowly), (fast, fastly) = played.values()
+    assert fast.env_steps.mean() < slow.env_steps.mean()
+    for k, (a, b) in enumerate(zip(slowly, fastly, strict=True)):
+        assert a.obs[0].tolist() == b.obs[0].tolist(), f"episode {k} began elsewhere"
+    assert len({tuple(a.obs[0]) for a in slowly}) == episodes
+    for told, trajectories in played.values():
+        assert [len(t.obs) for t in trajectories] == told.env_steps.tolist()
+        for t, steps, success in zip(trajectories, told.env_steps, told.success, strict=True):
+            wanted = 1 + int((1 - t.obs[0][0]) / t.actions[0][0, 0])  # steps until the first number has passed 1
+            assert (steps, success) == (min(wanted, STEPS), wanted <= STEPS)

@@ -1,6 +1,9 @@
 """ManiSkill's tasks beyond what all tasks have in common: success, batches of tensors, what is missing."""
 
+import warnings
 from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -115,8 +118,6 @@ def test_a_batch_of_tensors_does_what_the_others_do() -> None:
 
 
 def _limited(task: Any, steps: int) -> Any:
-    from dataclasses import replace
-
     return replace(task, max_steps=steps)
 
 
@@ -148,11 +149,118 @@ def test_layouts_of_a_batch_follow_the_seed() -> None:
     batch.close()
 
 
+def test_objects_of_a_batch_follow_the_seed_of_a_reset() -> None:
+    """Those of ManiSkill's own seeds would be the same in training and in tests."""
+    batch, other = (BatchedSimulation(SIMULATED["peg-insertion-side"], 1, max_steps=2, device="cpu") for _ in "ab")
+
+    def shape(window: torch.Tensor) -> list[float]:
+        return window[0, -1, 32:35].tolist()  # half the peg's size
+
+    first, second = shape(batch.reset(3)), shape(batch.reset(4))
+    assert first != second
+    assert shape(other.reset(3)) == shape(batch.reset(3)) == first
+    for _ in range(3):  # into the next episode, which begins elsewhere with the same peg
+        window = batch.step(torch.zeros(1, 1, 7)).window
+    assert batch.seeds.tolist() == [4]
+    assert shape(window) == first  # pyright: ignore[reportPossiblyUnboundVariable]
+    other.reset(9)
+    other.restore(batch.state())
+    assert shape(other.step(torch.zeros(1, 1, 7)).final_window) == first
+    batch.close()
+    other.close()
+
+
+@pytest.mark.parametrize("name", SIMULATED)
+def test_environments_that_build_their_scene_anew_say_so(name: str) -> None:
+    from mani_skill.utils.registration import REGISTERED_ENVS
+
+    from policy_decorator.envs.maniskill.rebuilt import Rebuilt
+
+    simulator.load(SIMULATED[name].module)
+    made = REGISTERED_ENVS[SIMULATED[name].env_id].cls
+    assert issubclass(made, Rebuilt) == SIMULATED[name].objects_vary
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
+def test_physics_and_pictures_are_on_the_device_that_was_named(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mani_skill.envs.utils.system.backend import parse_backend_device_id
+
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(simulator, "why_not_on_gpu", lambda: None)
+    monkeypatch.setattr(
+        simulator.gym, "make", lambda *_, **settings: told.update(settings) or SimpleNamespace(unwrapped=0)
+    )
+    BatchedSimulation(SIMULATED["stack-cube"], 3, max_steps=2, images=True, device=device)
+    kind, _, index = device.partition(":")
+    assert list(parse_backend_device_id(told["sim_backend"])) == [f"physx_{kind}", index or None]
+    assert list(parse_backend_device_id(told["render_backend"])) == [kind, index or None]
+
+
 def test_simulation_on_a_gpu_needs_one() -> None:
     with pytest.raises(UserError, match="the device is cpu"):
         make_vector(get_task(STACK), 2, simulation="gpu")
     with pytest.raises(UserError, match="adroit/door has no such simulation"):
         make_vector(get_task("adroit/door"), 2, simulation="gpu")
+
+
+def _with_gpu(why_not: str | None) -> Any:
+    return replace(get_task(STACK), why_not_on_gpu=lambda: why_not)
+
+
+def test_without_physx_on_the_gpu_auto_is_on_the_cpu_and_says_why() -> None:
+    broken = _with_gpu("its library could not be downloaded")
+    with pytest.warns(UserWarning, match="on the CPU: its library could not be downloaded"):
+        assert vector.simulated_on(broken, "cuda", "auto") == "cpu"
+    with pytest.raises(UserError, match="not possible: its library could not be downloaded"):
+        make_vector(broken, 2, device="cuda", simulation="gpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert vector.simulated_on(broken, "cuda", "cpu") == vector.simulated_on(broken, "cpu", "auto") == "cpu"
+        assert vector.simulated_on(_with_gpu(None), "cuda", "auto") == "gpu"
+
+
+@pytest.fixture
+def physx(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What is asked for in turn, "gpu" and "simulator", where there seems to be a CUDA device."""
+    from sapien import physx
+
+    asked: list[str] = []
+    simulator.why_not_on_gpu.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(physx, "enable_gpu", lambda: asked.append("gpu"))
+    made = SimpleNamespace(unwrapped=SimpleNamespace(obs_mode="state"))
+    monkeypatch.setattr(simulator.gym, "make", lambda *_, **__: asked.append("simulator") or made)
+    yield asked
+    simulator.why_not_on_gpu.cache_clear()
+
+
+def test_physx_is_told_of_the_gpu_once_before_the_first_simulator(physx: list[str]) -> None:
+    get_task(STACK).make_env(None)
+    get_task(STACK).make_env(None)
+    simulator.make_simulator(SIMULATED["stack-cube"], 5, device="cuda")
+    assert physx == ["gpu", "simulator", "simulator", "simulator"]
+
+
+def test_why_physx_did_not_start_is_remembered(physx: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from sapien import physx as library
+
+    def offline() -> None:
+        physx.append("gpu")
+        raise ConnectionError("no route to host\nand more")
+
+    monkeypatch.setattr(library, "enable_gpu", offline)
+    get_task(STACK).make_env(None)  # on the CPU it does without
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"on the GPU \(ConnectionError: no route to host\)\.$"):
+            simulator.make_simulator(SIMULATED["stack-cube"], 5, device="cuda")
+    assert physx == ["gpu", "simulator"]
+
+
+def test_without_a_cuda_device_physx_is_left_alone(physx: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert simulator.why_not_on_gpu() == "there is no CUDA device"
+    get_task(STACK).make_env(None)
+    assert physx == ["simulator"]
 
 
 def test_the_gpu_is_taken_where_the_learner_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +270,7 @@ def test_the_gpu_is_taken_where_the_learner_is(monkeypatch: pytest.MonkeyPatch) 
         made.append({"n": n, **options})
 
     monkeypatch.setattr(BatchedSimulation, "__init__", record)
-    make_vector(get_task(STACK), 512, chunk=4, device="cuda")
+    make_vector(_with_gpu(None), 512, chunk=4, device="cuda")
     options = {"max_steps": 200, "context": 1, "ends_at_success": True, "device": torch.device("cuda")}
     assert made == [{"n": 512, **options}]
     env = make_vector(get_task(STACK), 1, device="cpu")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tensordict import TensorDict
 from torch import Tensor
 
 from policy_decorator.rl.replay import NStep, Replay
@@ -101,6 +102,28 @@ def test_what_was_captured_does_not_change_when_the_replay_goes_on() -> None:
     state = replay.state()
     replay.add(_numbered(7, 2))
     assert state["data"][3].tolist() == [0.0, 1.0]
+
+
+def test_a_replay_is_restored_to_the_device_of_the_learner() -> None:
+    """ "meta" in the place of a GPU: a device with shapes alone."""
+    replay, meta = Replay(8), torch.device("meta")
+    frames = TensorDict({"state": torch.zeros(2, 3), "rgb": torch.zeros(2, 3, 4, 4).byte()}, [2], device="cpu")
+    frames["frame"] = torch.arange(2)
+    replay.add(_numbered(0, 2)._replace(obs=frames.clone(), next_obs=frames.clone()))
+    other = Replay(8)
+    other.restore(replay.state(), meta)
+    assert other.data is not None
+    assert other.pictures is not None
+    known: Any = other.data.obs
+    for x in (
+        other.data.reward,
+        other.data.raw,
+        *known.values(),
+        *other.pictures.stored.values(),
+        other.pictures.newest,
+    ):
+        assert x.device == meta
+    assert len(other.data.reward) == 8
 
 
 # ---- n-step returns -------------------------------------------------------------------------------------------

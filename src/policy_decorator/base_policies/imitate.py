@@ -151,9 +151,9 @@ def imitate(
         UserError: demonstrations that do not fit, a loss or success rate that is not finite, or a checkpoint that is
             missing or of another training.
     """
-    machine.use_cpu_well()
     processes = processes_of(torch.device(device))
     device = processes.device
+    machine.use_cpu_well(device)
     if not getattr(policy, "learns", True):  # its database is made at the first step
         cfg = replace(cfg, steps=1)
     windows = load_windows(policy, demos, cfg, device, task)

@@ -74,8 +74,8 @@ class OurLearner:
     """Answers with seconds per call, or operations per second for a product."""
 
     def __init__(self, cfg: BenchConfig) -> None:
-        machine.use_cpu_well()
         self.cfg, self.device, task = cfg, device_of(cfg), task_of(cfg)
+        machine.use_cpu_well(self.device)
         self.sizes = task.obs_size, task.action_size
         self.replay = full_replay(cfg.replay, *self.sizes, self.device)
         self.batches = cycle([self.replay.sample(cfg.batch_size) for _ in range(BATCHES)])

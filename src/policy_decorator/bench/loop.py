@@ -53,9 +53,9 @@ class OurLoop:
     """Answers with environment steps (when collecting, decisions) per second."""
 
     def __init__(self, cfg: BenchConfig, how: Setting) -> None:
-        machine.use_cpu_well()
-        torch.set_num_threads(how.threads)
         task, learn, device = task_of(cfg), learn_of(cfg, how.precision), device_of(cfg)
+        machine.use_cpu_well(device)
+        torch.set_num_threads(how.threads)
         self.device = device
         base = base_of(cfg, task).to(device)
         sizes = {"context": base.context, "chunk": base.chunk}

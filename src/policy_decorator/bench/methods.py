@@ -238,7 +238,7 @@ class CostsConfig:
 
 def main(cfg: CostsConfig) -> None:
     """Raises UserError: an unknown method, a full disk."""
-    machine.use_cpu_well()
+    machine.use_cpu_well(torch.device("cpu"))
     torch.set_num_threads(cfg.threads)
     rows = []
     with Bars().stage("measuring", len(cfg.methods)) as update:

@@ -76,7 +76,7 @@ class Growing:
     """Answers with the exact size, the seconds of one call, and how much it counts for; then forgets what it made."""
 
     def __init__(self, cfg: BenchConfig, threads: int, precision: Precision) -> None:
-        machine.use_cpu_well()
+        machine.use_cpu_well(device_of(cfg))
         torch.set_num_threads(threads)
         self.cfg, self.device, self.learn = cfg, device_of(cfg), learn_of(cfg, precision)
         self.sizes = task_of(cfg).obs_size, task_of(cfg).action_size

@@ -19,7 +19,7 @@ from policy_decorator.demos.dataset import Demonstrations, check
 from policy_decorator.demos.record import record, record_expert, record_policy
 from policy_decorator.disk import disk_errors
 from policy_decorator.envs import get_task
-from policy_decorator.envs.rendering import render_rollout
+from policy_decorator.envs.rendering import SAME_START, render_rollout, starts_apart
 from policy_decorator.envs.task import Expert, Task
 from policy_decorator.errors import UserError
 from policy_decorator.evaluation import TEST
@@ -28,8 +28,6 @@ from policy_decorator.reports.video import Scene, write_scenes
 
 FPS = 25
 """Frames a second that are aimed at: a task of 100 Hz is drawn at every fourth step, one of 20 Hz at every step."""
-SAME_START = 1e-3
-"""What two observations of the same start may differ by: other machines and versions round otherwise."""
 
 ABOUT = """Write a film of whole episodes of a task: of random actions, or of what --demos, --policy or --expert \
 names. Episodes are played first and then drawn, the same actions from the same seeds."""
@@ -172,9 +170,8 @@ def _demonstrations(o: Options, task: Task) -> tuple[str, list[Episode]]:
 
 def _replay(env: Any, seed: int, seen: Any, actions: np.ndarray) -> bool:
     """Whether the actions (L, Da) succeed again from `seed`, which must begin as what was seen, L frames, does."""
-    start, _ = env.reset(seed=seed)
-    state, before = (start["state"], seen["state"]) if isinstance(start, dict) else (start, seen)
-    apart = float(np.abs(state - before[0]).max())
+    before = seen["state"] if isinstance(seen, dict) else seen
+    apart = starts_apart(env, seed, before[0])
     if not apart <= SAME_START:
         raise UserError(
             f"Seed {seed} begins elsewhere than the demonstration did (observations differ by up to {apart:.3g}): "

@@ -18,6 +18,8 @@ from policy_decorator.errors import UserError
 
 Backend = Literal["egl", "osmesa", "glfw"]
 
+SAME_START = 1e-3
+"""What two observations of the same start may differ by: other machines and versions round otherwise."""
 WIDTH, HEIGHT = 320, 240  # pixels: without a GPU a frame is drawn by the processor
 
 _ONE_FRAME = """
@@ -95,6 +97,16 @@ def render_rollout(task: Task, actions: np.ndarray, seed: int, max_frames: int =
     finally:
         env.close()
     return frames
+
+
+def starts_apart(env: Any, seed: int, seen: Any) -> float:
+    """By how much `env` begins elsewhere at `reset(seed)` than where `seen` was seen, a frame or an array (Do,) of it.
+
+    The largest difference of two numbers, of the state where there are pictures; above SAME_START it is another start.
+    """
+    start, _ = env.reset(seed=seed)
+    now, then = (x["state"] if isinstance(x, dict) else x for x in (start, seen))
+    return float(np.abs(now - then).max())
 
 
 def draw_fast(model: Any) -> None:

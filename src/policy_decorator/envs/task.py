@@ -95,6 +95,8 @@ class Task:
     """Set where the simulator itself is vectorised: (n, max_steps, device) -> environments."""
     make_on_gpu: Callable[..., VectorEnv] | None = None
     """Set where a GPU simulates thousands of environments: (n, max_steps, context, ends_at_success, device)."""
+    why_not_on_gpu: Callable[[], str | None] = _nothing
+    """With `make_on_gpu`: why that cannot be had in this process, in one line; None where it can."""
     why_not: Callable[[], str | None] = _nothing
     """What is missing on this machine for the task to run, in one line; None where nothing is."""
     demos_of: str | None = None

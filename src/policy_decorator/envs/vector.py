@@ -23,7 +23,7 @@ from policy_decorator.errors import UserError
 from policy_decorator.types import Step, VectorEnv
 
 Simulation = Literal["auto", "cpu", "gpu"]
-"""Where simulators run that can do both: auto is on the GPU where the learner is."""
+"""Where simulators run that can do both: auto is on the GPU where the learner is, if it can be had."""
 
 
 class DecisionEnv(gym.Wrapper[Any, Any, Any, Any]):
@@ -175,6 +175,28 @@ def _make(task: Task, context: int, chunk: int) -> DecisionEnv:
     return DecisionEnv(task.make_env(None), task, context, chunk)
 
 
+def simulated_on(task: Task, device: str | torch.device, simulation: Simulation) -> Literal["cpu", "gpu"]:
+    """What `simulation` means for `task` and a learner on `device`; warns where auto does without the GPU.
+
+    Raises:
+        UserError: simulation on a GPU was asked for, and the task has none, or it cannot be had.
+    """
+    device = torch.device(device)
+    if simulation == "cpu":
+        return "cpu"
+    if task.make_on_gpu is None or device.type != "cuda":
+        why = f"{task.name} has no such simulation" if task.make_on_gpu is None else f"the device is {device}"
+    elif (why := task.why_not_on_gpu()) is None:
+        return "gpu"
+    elif simulation == "auto":
+        warnings.warn(
+            f"{task.name} is simulated on the CPU: {why}. With simulation = cpu this is not said.", stacklevel=1
+        )
+    if simulation == "gpu":
+        raise UserError(f"simulation = gpu is not possible: {why}. Leave it on auto.")
+    return "cpu"
+
+
 def make_vector(
     task: Task,
     n: int,
@@ -188,13 +210,10 @@ def make_vector(
     """`n` copies of `task`: the simulator's own vectorisation where it has one.
 
     Raises:
-        UserError: simulation on a GPU was asked for, and the task has none or `device` is not a GPU.
+        UserError: simulation on a GPU was asked for, and the task has none, or it cannot be had.
     """
     device = torch.device(device)
-    if simulation == "gpu" and (task.make_on_gpu is None or device.type != "cuda"):
-        why = f"{task.name} has no such simulation" if task.make_on_gpu is None else f"the device is {device}"
-        raise UserError(f"simulation = gpu is not possible: {why}. Leave it on auto.")
-    if task.make_on_gpu is not None and device.type == "cuda" and simulation != "cpu":
+    if simulated_on(task, device, simulation) == "gpu" and task.make_on_gpu is not None:
         sizes = {"context": context, "ends_at_success": task.ends_at_success, "device": device}
         return task.make_on_gpu(n, max_steps=task.max_steps, **sizes)
     if task.make_native is not None and context == chunk == 1 and task.ends_at_success:

@@ -117,7 +117,7 @@ def main(cfg: ImitationConfig) -> None:
 
 def train_one(cfg: ImitationConfig, task: str, policy: str, seed: int) -> None:
     """Train, keep the best checkpoint on validation episodes, and test that one."""
-    machine.use_cpu_well()
+    machine.use_cpu_well(torch.device("cpu"))
     base, display, started = IMITATIONS[task][policy], Bars(), time.monotonic()
     demos = _demonstrations(cfg, base)
     result = train_base(base, demos, seed, display)

@@ -54,20 +54,23 @@ class Replay:
         return batch._replace(obs=self.pictures.get(batch.obs), next_obs=self.pictures.get(batch.next_obs))
 
     def state(self) -> dict[str, Any]:
-        data = [] if self.data is None else [x[: self.size].clone() for x in self.data]
+        """On the CPU: a GPU may not have room for its replay twice."""
+        data = [] if self.data is None else [_to_cpu(x[: self.size], self.data.reward.device) for x in self.data]
         pictures = None if self.pictures is None else self.pictures.state()
         return {"head": self.head, "size": self.size, "data": data, "pictures": pictures}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], device: torch.device | None = None) -> None:
+        """Back to `state`, on `device` or else where that is."""
         self.data, self.pictures, self.size, self.head = None, None, 0, 0
         if state["data"]:
             t = self.kind(*state["data"])
-            self.data = self.kind(*(x.new_zeros((self.capacity, *x.shape[1:])) for x in t))
+            device = device or t.reward.device
+            self.data = self.kind(*(x.new_zeros((self.capacity, *x.shape[1:]), device=device) for x in t))
             for store, x in zip(self.data, t, strict=True):
                 store[: len(x)] = x
         if state["pictures"] is not None:
             self.pictures = Pictures(self.capacity)
-            self.pictures.restore(state["pictures"])
+            self.pictures.restore(state["pictures"], device)
         self.head, self.size = state["head"], state["size"]
 
 
@@ -107,10 +110,11 @@ class Pictures:
         return known.update({name: x[slots] for name, x in self.stored.items()})
 
     def state(self) -> dict[str, Tensor]:
-        return {"newest": self.newest, **self.stored}
+        return {name: x.cpu() for name, x in {"newest": self.newest, **self.stored}.items()}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        self.newest, self.stored = state["newest"], {name: x for name, x in state.items() if name != "newest"}
+    def restore(self, state: dict[str, Tensor], device: torch.device | None = None) -> None:
+        known = {name: x.to(device or x.device) for name, x in state.items()}
+        self.newest, self.stored = known.pop("newest"), known
 
 
 class NStep:
@@ -160,6 +164,11 @@ class NStep:
         self.begun = [(obs, raw, base) for obs, raw, base, _, _ in state]
         if state:
             self.returns, self.waiting = torch.stack([s[3] for s in state]), torch.stack([s[4] for s in state]).cpu()
+
+
+def _to_cpu(x: Tensor, device: torch.device) -> Tensor:
+    """A copy of `x`, which is on `device`."""
+    return x.clone() if device.type == "cpu" else x.cpu()
 
 
 def _rows(parts: list[Transition], which: Tensor) -> Transition:

@@ -7,7 +7,7 @@ from functools import partial
 
 from policy_decorator.envs.maniskill import push_chair_tasks, turn_faucet_tasks
 from policy_decorator.envs.maniskill.batched import BatchedSimulation
-from policy_decorator.envs.maniskill.simulator import Simulated, make_env, why_not
+from policy_decorator.envs.maniskill.simulator import Simulated, make_env, why_not, why_not_on_gpu
 from policy_decorator.envs.task import Images, Task
 from policy_decorator.errors import lookup
 
@@ -38,6 +38,7 @@ SIMULATED = {
         points={"gripper": (18, 19, 20), "peg": (25, 26, 27), "hole": (35, 36, 37)},
         state_beside_images=25,
         module="policy_decorator.envs.maniskill.peg_insertion",
+        objects_vary=True,
         planned="PegInsertionSide-v1",
     ),
     **turn_faucet_tasks.SIMULATED,
@@ -63,6 +64,7 @@ def _task(name: str, simulated: Simulated) -> Task:
         make_expert=simulated.make_expert,
         make_privileged_expert=simulated.make_privileged_expert,
         make_on_gpu=partial(BatchedSimulation, simulated),
+        why_not_on_gpu=why_not_on_gpu,
         why_not=partial(_missing, simulated),
         images={"rgbd": _images(simulated)},
         demos_of=f"maniskill/{name}-source" if f"{name}-source" in SIMULATED else None,

@@ -16,8 +16,15 @@ class BatchedSimulation:
 
     Which layouts there are follows the seed given to `reset`, and the order in which episodes end: those that begin
     together are drawn together. So two policies meet the same layouts in the first B episodes after a `reset`, and
-    not in later ones. A simulation on the GPU is not reproducible to the last bit.
+    not in later ones (`drawn_at_reset`): evaluations reset for every B episodes. Which layouts a seed gives depends on
+    B too. A simulation on the GPU is not reproducible to the last bit.
+
+    Where objects differ in shape (`Simulated.objects_vary`), `reset` builds them anew from its seed, one of its own for
+    every environment; an environment then keeps its objects, and only their places change with its episodes. So
+    training, validation and test have other objects, but training no more than B of them.
     """
+
+    drawn_at_reset = True
 
     def __init__(
         self,
@@ -33,16 +40,19 @@ class BatchedSimulation:
         self.n, self.max_steps, self.context = n, max_steps, context
         self.device = torch.device(device)
         self.simulated, self.ends_at_success = simulated, ends_at_success
-        # Objects that differ in shape stay with their environment: building the scene anew would build all of it.
-        self.simulator = make_simulator(simulated, n, device=self.device.type, images=images, reconfiguration_freq=0)
+        # Differs from the paper: an environment keeps its objects from one episode to the next.
+        # The scene is built by `reset` alone: ManiSkill cannot build a part of it anew.
+        self.simulator = make_simulator(simulated, n, device=str(self.device), images=images, reconfiguration_freq=0)
 
         self.numbers = FrameNumbers(n)
 
     def reset(self, seed: int) -> Tensor:
+        self.reset_seed = seed
         self.seeds = torch.arange(seed, seed + self.n)  # on the CPU, as the facts of a step
         self.next_seed = seed + self.n
         self.steps = torch.zeros(self.n, dtype=torch.long, device=self.device)
-        obs, _ = self.simulator.reset(seed=self.seeds.tolist())
+        built = {"options": {"reconfigure": True}} if self.simulated.objects_vary else {}
+        obs, _ = self.simulator.reset(seed=self.seeds.tolist(), **built)
         self.window = torch.stack([self._frame(obs)] * self.context, dim=1)  # (B, To, Do)
         return self._numbered(torch.ones(self.n, dtype=torch.bool))
 
@@ -95,11 +105,12 @@ class BatchedSimulation:
         window: Any = self.window
         parts = {"window": window} if isinstance(window, Tensor) else dict(window.items())
         own = {"seeds": self.seeds, "steps": self.steps, "next_seed": torch.tensor(self.next_seed), **parts}
+        own |= {"reset_seed": torch.tensor(self.reset_seed)}  # of the objects
         own |= {**self.numbers.state(), "physics": self.simulator.get_state()}
         return {name: x.clone() for name, x in own.items()}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        self.reset(int(state["seeds"][0]))
+        self.reset(int(state["reset_seed"]))
         self.next_seed, self.seeds = int(state["next_seed"]), state["seeds"].cpu().clone()
         self.steps = state["steps"].to(self.device).clone()
         window: Any = self.window

@@ -24,6 +24,7 @@ def _simulated(env_id: str, models: Sequence[str] = ()) -> Simulated:
         cameras=("overhead_camera_0", "overhead_camera_1", "overhead_camera_2"),
         camera_size=(50, 125),
         module="policy_decorator.envs.maniskill.push_chair",
+        objects_vary=True,
         held_actions=(11, 19),  # both grippers; the rest is velocities
         make_expert=make_expert,
         missing_assets=partial(partnet.missing, partnet.CHAIRS, models),

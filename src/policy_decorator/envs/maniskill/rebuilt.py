@@ -15,7 +15,7 @@ class Rebuilt:
         """As ManiSkill does it before it builds a scene, but for the collection."""
         env: Any = self
         self.cleared += 1
-        if self.cleared % COLLECT_EVERY == 0:
+        if self.cleared % COLLECT_EVERY == 0 or env.num_envs > 1:  # many: a GPU's memory, and resets are few
             self._collect()
             return
         env._close_viewer()

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import logging
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable
@@ -44,6 +45,8 @@ class Simulated:
     """ManiSkill's environment of the same layouts, for which it has a motion-planning solution."""
     held_actions: tuple[int, ...] = (-1,)
     """As of the task."""
+    objects_vary: bool = False
+    """Whether episodes differ in the shapes of their objects too, so that a seed builds the scene anew."""
     make_expert: Callable[[], Expert] | None = None
     """Where there is no such solution: a scripted expert of ours, that sees the state"""
     make_privileged_expert: Callable[[Any], Expert] | None = None
@@ -72,13 +75,19 @@ def make_simulator(
 ) -> Any:
     """ManiSkill's own environment, without its time limit: tensors (num_envs, ...) in and out.
 
-    Physics is on `device`, "cpu" (one environment only) or "cuda", and so is what `images` draws.
+    Physics is on `device`, "cpu" (one environment only), "cuda" or one of several ("cuda:1"), and so is what `images`
+    draws.
 
     Raises:
-        UserError: there is no Vulkan driver, without which ManiSkill cannot even load a robot.
+        UserError: there is no Vulkan driver, without which ManiSkill cannot even load a robot; or there is no PhysX on
+            the GPU.
         MissingExtra: ManiSkill is not installed.
     """
     load(simulated.module)
+    if device != "cpu" and (reason := why_not_on_gpu()):
+        raise UserError(f"{simulated.env_id} cannot be simulated on the GPU: {reason}.")
+    if multiprocessing.parent_process() is None:  # a worker's simulators are on the CPU for good
+        why_not_on_gpu()
     settings: dict[str, Any] = {"obs_mode": "state", "render_backend": "none"}
     if images:
         height, width = simulated.camera_size
@@ -93,6 +102,25 @@ def make_simulator(
             raise
         raise UserError(how_to_get_a_driver()) from error
     return env.unwrapped
+
+
+@functools.cache
+def why_not_on_gpu() -> str | None:
+    """Why this process cannot simulate on a GPU, None where it can: PhysX is told to, which it allows once.
+
+    And only before anything else is asked of it, such as a simulator on the CPU. So it is told before the first one of
+    any kind, wherever there is a CUDA device; the first time, SAPIEN downloads PhysX's library for GPUs.
+    """
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    try:
+        from sapien import physx
+
+        physx.enable_gpu()
+    except Exception as error:  # of a download, of opening a library, of starting it
+        told = str(error).strip().splitlines() or [""]
+        return f"PhysX could not be started on the GPU ({type(error).__name__}: {told[0]})"
+    return None
 
 
 def how_to_get_a_driver() -> str:

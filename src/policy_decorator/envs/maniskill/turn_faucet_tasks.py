@@ -29,6 +29,7 @@ def _simulated(env_id: str, models: Sequence[str] = ()) -> Simulated:
         points={"gripper": (25, 26, 27), "switch": (39, 40, 41)},
         state_beside_images=42,  # all but the angle left, as in the paper: it must say which switch
         module="policy_decorator.envs.maniskill.turn_faucet",
+        objects_vary=True,
         make_privileged_expert=_turning,
         missing_assets=partial(partnet.missing, partnet.FAUCETS, models),
     )
