@@ -204,10 +204,11 @@ def test_a_finished_run_can_be_given_a_larger_budget(tmp_path: Path, make_config
     longer = replace(config, train=replace(config.train, total_steps=300))
     assert api.run(longer, noisy, out=tmp_path / "run", resume=True).summary["env_steps"] >= 300
     steps = [line["env_steps"] for line in RunFolder.open(tmp_path / "run").evaluations("final")]
+    assert RunFolder.open(tmp_path / "run").config()["train"]["total_steps"] == 300  # for whoever resumes it again
     assert len(steps) == 1  # the comparison after 200 steps is no longer the end
     assert steps[0] >= 300
-    shorter = replace(config, train=replace(config.train, total_steps=100))
-    with pytest.raises(UserError, match="larger budget"):
+    shorter = replace(config, train=replace(config.train, total_steps=150))
+    with pytest.raises(UserError, match="--total-steps"):
         api.run(shorter, noisy, out=tmp_path / "run", resume=True)
 
 

@@ -16,11 +16,12 @@ from policy_decorator.base_policies.imitate import Imitator
 from policy_decorator.base_policies.places import from_place, is_place
 from policy_decorator.config import RefineConfig
 from policy_decorator.demos.dataset import Demonstrations, check, joined
-from policy_decorator.disk import to_json
+from policy_decorator.disk import atomic_json, to_json
 from policy_decorator.envs import get_task
 from policy_decorator.errors import UserError
 from policy_decorator.experiments.presets import settings
 from policy_decorator.hardware import check_place, device_of, place_of, resolved
+from policy_decorator.limits import check_numbers
 from policy_decorator.memory import AnyPolicy
 from policy_decorator.progress import Bars, Display, Silent
 from policy_decorator.refine import refine
@@ -55,7 +56,7 @@ def decorate(
         bound: alpha, the largest correction in every action dimension, of actions in [-1, 1] (paper Sec. 4.2).
         horizon: H, environment steps over which the residual is introduced (Fig. 4); 0: at once.
         total_steps: environment steps in all.
-        preset: "quick" or "paper" (`pidec list presets`): everything that is not given.
+        preset: "quick", "fast", "ppo" or "paper" (`pidec list presets`): everything that is not given.
         method: how it is learned (`pidec list methods`).
         demos: demonstrations of the task, whose statistics standardise what the residual sees; of several files all.
         out: a new run folder for metrics, checkpoints and the report; None leaves nothing on disk.
@@ -63,7 +64,8 @@ def decorate(
         run_options: `overwrite`, `resume`, `force` and `config`, see `run`.
 
     Raises:
-        UserError: unknown names, wrong sizes, values that are not finite, a base that never succeeds, a full disk.
+        UserError: unknown names, numbers out of range, wrong sizes, values that are not finite, a base that never
+            succeeds, a full disk.
     """
     config = settings(preset, task, method=method, bound=bound, horizon=horizon, total_steps=total_steps)
     config = dataclasses.replace(config, seed=seed)
@@ -76,6 +78,8 @@ def policy_decorator(task: str, **options: Any) -> Callable[[Any], Refined]:
     @policy_decorator("metaworld/peg-insert-side", bound=0.6, total_steps=40_000)
     def act(obs): ...
     """
+    if not isinstance(task, str):
+        raise UserError('@policy_decorator needs the name of the task: @policy_decorator("metaworld/peg-insert-side").')
     return lambda policy: decorate(policy, task, **options)
 
 
@@ -101,6 +105,7 @@ def run(
         UserError: as `decorate`; a run to resume that was started with other settings.
     """
     task, display = get_task(config.task), display or Silent()
+    check_numbers(config)
     if not resume:
         config = resolved(config, display)
     base = load(policy, task.action_size, device_of(config))
@@ -168,7 +173,7 @@ def _resume(config: RefineConfig, out: str | Path | None) -> tuple[RefineConfig,
         nets = dataclasses.replace(config.learn.nets, precision=before["learn"]["nets"]["precision"])
         config = dataclasses.replace(config, learn=dataclasses.replace(config.learn, nets=nets))
     now = to_json(config)
-    before["train"]["total_steps"] = now["train"]["total_steps"]  # a longer budget is no other run
+    budget, before["train"]["total_steps"] = before["train"]["total_steps"], now["train"]["total_steps"]
     different = sorted(key for key in now if now[key] != before.get(key))
     if different:
         raise UserError(f"{out} was started with other settings of {', '.join(different)}: resume with its own.")
@@ -177,6 +182,8 @@ def _resume(config: RefineConfig, out: str | Path | None) -> tuple[RefineConfig,
         check_place(state["place"], place_of(config))
     done = state["counts"]["decisions"]
     if done > config.train.total_steps + config.envs:  # more than the replay of such a run would hold
-        raise UserError(f"{out} has come to {done:,} decisions: resume it with a larger budget of steps.")
-    offline = state["offline_updates"]
-    return config, RunFolder.resume(out, state["counts"]["step"], offline_updates=offline), state
+        raise UserError(f"{out} has come to {done:,} decisions: resume it with a larger budget (--total-steps).")
+    folder = RunFolder.resume(out, state["counts"]["step"], offline_updates=state["offline_updates"])
+    if budget != config.train.total_steps:  # a longer budget is no other run, and from now on this one's
+        atomic_json(folder.path / "config.json", before)
+    return config, folder, state

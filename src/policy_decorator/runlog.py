@@ -40,17 +40,27 @@ __all__ = ["COUNTS", "RunFolder", "atomic_bytes", "atomic_json", "free_disk_chec
 COUNTS = ("env_steps", "decisions", "updates", "base_queries", "episodes")
 
 
-def _make_room(path: Path, overwrite: bool) -> None:
-    """Refuses a folder in use, or moves the old run aside. Raises UserError."""
+def check_free(path: Path, overwrite: bool) -> bool:
+    """Whether a new run may begin there at once; False: once the old one, which `overwrite` allows, is moved aside.
+
+    Raises UserError: a file, a folder that is not ours, a run that is to stay.
+    """
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, a folder is needed. Choose another --out.")
     if not path.exists() or not any(path.iterdir()):
-        return
+        return True
     if not (path / "config.json").exists():  # never move away a folder that is not ours, such as a home
         raise UserError(f"{path} is not empty and holds no run. Choose another --out.")
     if not overwrite:
         choices = "Choose another --out, continue it with --resume, or start anew with --overwrite"
         raise UserError(f"{path} already holds a run. {choices} (the old run is kept beside it).")
+    return False
+
+
+def _make_room(path: Path, overwrite: bool) -> None:
+    """Refuses a folder in use, or moves the old run aside. Raises UserError."""
+    if check_free(path, overwrite):
+        return
     _hold(path).release()
     stem = f"{path.absolute().name}.old-{datetime.now():%Y%m%d-%H%M%S}"
     names = (stem if k == 0 else f"{stem}-{k}" for k in range(1000))

@@ -1,9 +1,7 @@
 """`pidec refine --task T --policy FOLDER`: a run folder with a refined policy and its report."""
 
 import dataclasses
-import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from policy_decorator.envs import get_task
 from policy_decorator.errors import UserError, lookup
 from policy_decorator.experiments.presets import settings
 from policy_decorator.hardware import compiles, uses_cuda_graphs
+from policy_decorator.limits import check_numbers
 from policy_decorator.methods import METHODS
 from policy_decorator.methods.offline import FromDemonstrations
 from policy_decorator.runlog import RunFolder
@@ -30,21 +29,6 @@ from policy_decorator.runlog import RunFolder
 ABOUT = """Learn a small bounded residual on a frozen base policy by reinforcement learning from sparse success, \
 then compare the two on the same episodes. --preset decides what is not given, --bound and --horizon matter most. \
 A run that was stopped goes on with: pidec refine --out RUN --resume"""
-
-FROM_ONE = "envs eval_episodes test_episodes replay_capacity max_steps total_steps steps_per_round log_every"
-FROM_ONE += " opening_steps eval_every save_every n_step noise_hold width depth critics batch_size actor_every threads"
-FROM_ONE += " critic_subset demo_share_steps select_samples rollout epochs minibatches step_back"
-FROM_ONE += " success_window tuned_steps cql_samples backup_samples most_weight value_epochs value_batch"
-FROM_ONE += " conjugate_gradients d_width d_depth d_batch d_steps discriminator_every compared trunk imitation_batch"
-FROM_ONE += " lora_rank lora_alpha action_steps"
-FROM_ZERO = "seed residual_penalty workers horizon warmup_steps updates_per_step temperature max_grad_norm"
-FROM_ZERO += " exploration_std smoothing_std smoothing_limit value_weight entropy_weight critic_rounds offline_updates"
-FROM_ZERO += " cql_weight advantage_sharpness demo_weight damping gradient_penalty imitation_weight"
-FROM_ZERO += " critic_first base_steps"
-ABOVE_ZERO = "bound lr tau initial_std clip target_kl sampling_std density_std noise_limit clip_smallest clip_growth"
-ABOVE_ZERO += " critic_lr reward_limit gamma_denoise cql_temperature advantage_temperature normalized_step cloning_lr"
-ABOVE_ZERO += " d_lr begin_std action_lr action_grad_norm"
-SHARES = "gamma success_tolerance gae_lambda demo_share demo_share_end gamma_denoise scale_gamma expectile demo_decay"
 
 
 @dataclass(frozen=True)
@@ -56,7 +40,8 @@ class Options:
     preset: str = "quick"
     """Where the defaults come from (pidec list presets)."""
     demos: tuple[Path, ...] = ()
-    """Demonstrations of the task, whose statistics standardise what the residual sees: one file or several."""
+    """Demonstrations of the task, one file or several: their statistics standardise what the residual sees, a share of
+    them fills the batches (--demo-share), and bound = auto is read from them."""
     out: Path | None = None
     """New run folder; None: runs/<task>-<method>-<seed>."""
     resume: Switch = False
@@ -82,7 +67,7 @@ def parse(args: list[str]) -> Options:
     options = parse_options(Options, "refine", ABOUT, args, Options(settings=config, preset=preset))
     get_task(options.settings.task)
     lookup("method", options.settings.method, METHODS)
-    _check_numbers(options.settings)
+    check_numbers(options.settings, spelled=lambda name: f"--{name.replace('_', '-')}")
     if given["demo_share"] and options.settings.learn.demo_share > 0 and not (options.demos or resume):
         raise UserError("--demo-share is a share of demonstrations: give --demos too.")
     if isinstance(options.settings.learn, FromDemonstrations) and not (options.demos or resume):
@@ -152,36 +137,6 @@ def _base_of_run(out: Path, config: RefineConfig) -> str | Path:
         f"{out} does not hold its base policy ({config.policy}): resume it from Python, with "
         "decorate(policy, ..., resume=True)."
     )
-
-
-def _flat(config: Any) -> Iterator[tuple[str, Any]]:
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _flat(value)
-        else:
-            yield field.name, value
-
-
-def _check_numbers(config: RefineConfig) -> None:
-    values = dict(_flat(config))
-    rules = (
-        (FROM_ONE, "at least 1", lambda x: x >= 1),
-        (FROM_ZERO, "at least 0", lambda x: x >= 0),
-        (ABOVE_ZERO, "above 0", lambda x: x > 0),
-        (SHARES, "in [0, 1]", lambda x: 0 <= x <= 1),
-    )
-    for names, rule, holds in rules:
-        for name in names.split():
-            value = values.get(name)
-            if value is not None and value != "auto" and not (math.isfinite(value) and holds(value)):
-                raise UserError(f"--{name.replace('_', '-')} must be {rule}, got {value}.")
-    train = config.train
-    if train.total_steps <= train.warmup_steps:
-        raise UserError(
-            f"--total-steps {train.total_steps} must be more than --warmup-steps {train.warmup_steps}: nothing is "
-            "learned during the warm-up."
-        )
 
 
 def _identity(out: Path) -> int | None:

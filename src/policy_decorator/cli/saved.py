@@ -43,7 +43,10 @@ def describe(folder: str | Path) -> Saved:
         return Saved(Path(folder), "external", None, obs_size=0, action_size=0, chunk=1, run={}, place=str(folder))
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder} is {'no folder' if folder.exists() else 'missing'}: give the folder of a policy.")
+        raise UserError(
+            f"{folder} is {'not a policy' if folder.exists() else 'missing'}: give the folder of one, a file (.onnx, .pt2, "
+            ".ts, .pt) or an address (ws://host:port); functions are refined from Python, with decorate(fn, task)."
+        )
     inner = folder / "refined" if (folder / "refined" / "refined.json").exists() else folder
     if (inner / "refined.json").exists():
         return _describe_refined(folder, inner)

@@ -10,8 +10,10 @@ from policy_decorator import api
 from policy_decorator.base_policies.checkpoint import save_policy
 from policy_decorator.experiments.bases import BASES, demonstrations, train_base
 from policy_decorator.experiments.presets import settings
+from policy_decorator.limits import check_numbers
 from policy_decorator.progress import Bars, Display
 from policy_decorator.refined import Refined
+from policy_decorator.runlog import check_free
 
 TASK = "metaworld/peg-insert-side"
 
@@ -41,10 +43,12 @@ def demo(cfg: DemoConfig, display: Display | None = None) -> Refined:
     display = display or Bars()
     torch.set_num_threads(1)  # for networks as small as these
     recipe = dataclasses.replace(BASES[TASK], episodes=cfg.episodes, noise=cfg.noise)
-    demos = demonstrations(recipe, cfg.seed, Path(), display)
-    policy = train_base(recipe, demos, cfg.seed, display).policy
     config = settings("quick", TASK, bound=cfg.bound, horizon=cfg.horizon, total_steps=cfg.total_steps)
     config = dataclasses.replace(config, seed=cfg.seed, policy=recipe.policy)
+    check_numbers(config)  # before demonstrations are recorded
+    check_free(cfg.out, overwrite=True)
+    demos = demonstrations(recipe, cfg.seed, Path(), display)
+    policy = train_base(recipe, demos, cfg.seed, display).policy
     refined = api.run(config, policy, demos=demos, out=cfg.out, display=display, overwrite=True)
     save_policy(policy, cfg.out / "base", details={"task": TASK, "demonstrations": demos.describe()})
     return refined
