@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from policy_decorator import machine, snapshot
-from policy_decorator.base_policies.checkpoint import parameter_hash
-from policy_decorator.chunks import chunk_of, step_by_step, unqueued
+from policy_decorator.base_policies.networks import parameters_of
+from policy_decorator.chunks import chunk_of, step_by_step
 from policy_decorator.config import RefineConfig
 from policy_decorator.decorator import DecoratedPolicy
 from policy_decorator.demonstrate import demonstrate
@@ -60,7 +60,7 @@ class Refinement:
         self.task = get_task(cfg.task).with_episodes(cfg.max_steps, cfg.ends_at_success)
         self.device, self.compiled, self.cuda_graphs = device_of(cfg), compiles(cfg), uses_cuda_graphs(cfg)
         self.chunk = chunk_of(self.base)
-        self.hash_before = _hash(base)
+        self.hash_before = parameters_of(base)
         self.demo_base_queries = 0
         if cfg.tune_cpu:
             machine.use_cpu_well()
@@ -293,7 +293,7 @@ class Refinement:
 
     def _summary(self, base: Episodes, refined: Episodes, kept_step: int) -> dict[str, Any]:
         gain, n = paired_gain(base.success, refined.success), len(base.success)
-        hash_after = _hash(self.base)
+        hash_after = parameters_of(self.base)
         if hash_after != self.hash_before:
             raise RuntimeError("the base policy's parameters changed during refinement: it must stay frozen")
         return {
@@ -327,11 +327,6 @@ class Refinement:
     def close(self) -> None:
         self.eval_env.close()
         self.run.collector.env.close()
-
-
-def _hash(base: AnyPolicy) -> str | None:
-    inner = unqueued(base)
-    return parameter_hash(inner) if isinstance(inner, nn.Module) else None
 
 
 def refine(

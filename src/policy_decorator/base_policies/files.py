@@ -69,7 +69,7 @@ def load_file(
     if len(taken) == 3 and isinstance(taken[1], int):
         sizes["context"] = taken[1]
     batched = _padded(fn, taken[0]) if taken and isinstance(taken[0], int) else fn
-    return CallablePolicy(batched, action_size, arrays="torch", batched=True, **sizes)
+    return CallablePolicy(batched, action_size, arrays="torch", batched=True, behind=fn, **sizes)
 
 
 Graph = tuple[Callable[[Tensor], Any], tuple[Any, ...], tuple[Any, ...]]

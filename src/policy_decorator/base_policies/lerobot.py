@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from policy_decorator.base_policies.answers import check_numbers, device_of
 from policy_decorator.base_policies.entries import Keys, entries_of, scaled, to_all
+from policy_decorator.base_policies.networks import check_evaluating
 from policy_decorator.base_policies.rowwise import Rowwise
 from policy_decorator.disk import read_json
 from policy_decorator.errors import UserError
@@ -33,9 +34,11 @@ def from_lerobot(
         preprocessor, postprocessor: those of newer versions (`make_pre_post_processors`).
 
     Raises:
-        UserError: entries that nobody named, statistics that are not finite, actions of another size.
+        UserError: entries that nobody named, statistics that are not finite, training mode, actions of another
+            size.
     """
     check_numbers(policy)
+    check_evaluating(policy if isinstance(policy, nn.Module) else None)
     config, device = policy.config, device_of(policy) or torch.device("cpu")
     answered = next(iter(getattr(config, "output_features", {}).values()), None)
     if answered is not None and tuple(answered.shape) != (action_size,):
