@@ -144,8 +144,9 @@ def test_a_server_of_openpis_kind(chunk: int) -> None:
         torch.testing.assert_close(ask(policy, obs)[:, 0], wanted)
 
 
-def test_a_server_with_a_memory_has_a_connection_for_every_row() -> None:
-    with openpi("memory") as server:
+@pytest.mark.parametrize("kind", ["memory", "bare"])
+def test_a_server_with_a_memory_has_a_connection_for_every_row(kind: str) -> None:
+    with openpi(kind) as server:
         policy = from_address(f"{server.address}{QUERY}&reset=1", ACTION)
         assert remembers(policy)
         check_contract(policy)
@@ -182,7 +183,12 @@ def test_addresses() -> None:
     real("websockets")
     assert is_place("ws://host:8000?prompt=x")
     assert not is_place("runs/ws")
-    for address, reason in (("ws://host", "no port"), ("ws://host:1?chunk=x", "cannot be understood")):
+    for address, reason in (
+        ("ws://host", "no port"),
+        ("ws://host:1?chunk=x", "cannot be understood"),
+        ("ws://host:1?chunk=0", "chunk must be at least 1, got 0"),
+        ("ws://host:1?chunk=-2", "at least 1, got -2"),
+    ):
         with pytest.raises(UserError, match=reason):
             from_place(address, ACTION)
     with pytest.raises(UserError, match=r"No policy server answers at ws://127.0.0.1:9.*pidec serve"):

@@ -44,12 +44,15 @@ def served(
         chunk: how many of the T actions of an answer are executed; None: one, or as many as a server of this package
             says.
         actions: the entry of an answer that holds them.
-        reset: a server of another kind has a memory, and takes {"endpoint": "reset"}: every row then has a connection.
+        reset: a server of another kind has a memory, and takes an "endpoint" in every message, "infer" or "reset": every
+            row then has a connection. Its answers may be bare arrays.
         patience: seconds to wait for a server that is restarted, and for an answer.
 
     Raises:
-        UserError: nobody there, a policy of another task, or no word on what it observes.
+        UserError: nobody there, a policy of another task, a chunk of nothing, or no word on what it observes.
     """
+    if chunk is not None and chunk < 1:
+        raise UserError(f"chunk must be at least 1, got {chunk}: it is how many of an answer's actions are executed.")
     link = Link(address, patience=patience, api_key=api_key)
     link.connect()
     if (said := link.metadata.get(OURS)) is not None:
@@ -62,7 +65,7 @@ def served(
             f"{address} is no server of this package: say what its policy observes, as {address}"
             "?observation/state=:&prompt=TEXT, or with keys={...}."
         )
-    theirs = Theirs(link, action_size, chunk, keys, actions)
+    theirs = Theirs(link, action_size, chunk, keys, actions, reset)
     return _with_memory(theirs) if reset else ServedPolicy(theirs)
 
 
@@ -123,24 +126,33 @@ class Ours:
 
 
 class Theirs:
-    """How a server of openpi's kind is asked: about one observation at a time, a few questions ahead of the answers."""
+    """How a server of openpi's kind is asked: about one observation at a time, a few questions ahead of the answers.
+
+    `endpoints`: it is told in every message whether it is to answer or to forget, and may answer with the actions alone,
+    as RoboArena's does.
+    """
 
     context = 1
 
-    def __init__(self, link: Link, action_size: int, chunk: int | None, keys: Keys, entry: str) -> None:
+    def __init__(
+        self, link: Link, action_size: int, chunk: int | None, keys: Keys, entry: str, endpoints: bool = False
+    ) -> None:
         self.link, self.action_size, self.keys, self.entry = link, action_size, keys, entry
-        self._chunk, self.chunk = chunk, chunk or 1
+        self._chunk, self.chunk, self.endpoints = chunk, chunk or 1, endpoints
 
     def again(self) -> "Theirs":
-        return Theirs(_like(self.link), self.action_size, self._chunk, self.keys, self.entry)
+        return Theirs(_like(self.link), self.action_size, self._chunk, self.keys, self.entry, self.endpoints)
 
     def connect(self) -> None:
         self.link.connect()
 
     def ask(self, window: Tensor, rows: Tensor) -> tuple[Tensor, int]:
         """(K, To, Do), (K,) -> (K, Ta, Da) and K. Raises Lost."""
-        observations = [_plain(entries_of(window[k, -1], self.keys)) for k in range(len(window))]
+        endpoint = {"endpoint": "infer"} if self.endpoints else {}
+        observations = [_plain(entries_of(window[k, -1], self.keys)) | endpoint for k in range(len(window))]
         answers = self.link.ask(observations)
+        if self.endpoints:
+            answers = [{self.entry: x} if isinstance(x, np.ndarray) else x for x in answers]
         size = self._chunk, self.action_size
         return torch.stack([_actions(answer, self.entry, (), *size) for answer in answers]), len(rows)
 
