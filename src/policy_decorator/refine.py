@@ -258,9 +258,12 @@ class Refinement:
     def save(self) -> None:
         if self.folder is not None:
             state = snapshot.capture(self.run) | {"best": self.best, "eval_env_steps": self.eval_env_steps}
+            state["base_parameters"] = self.hash_before
             snapshot.write(self.folder.path / "checkpoints" / "last.pt", state)
 
     def restore(self, state: dict[str, Any]) -> None:
+        if state.get("base_parameters") not in (None, self.hash_before):
+            raise UserError("The base policy has other parameters than the one this run was begun with: give that one.")
         snapshot.restore(self.run, state)
         if not snapshot.remembers(state):
             self.display.say("What the base policy remembered could not be saved: its episodes begin anew.")

@@ -19,7 +19,7 @@ import torch
 from foreign import ACTION, OBS, STEPS, check_contract, episode, played, real, remembers
 
 from policy_decorator import api
-from policy_decorator.base_policies.checkpoint import save_policy
+from policy_decorator.base_policies.checkpoint import parameter_hash, save_policy
 from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
 from policy_decorator.base_policies.places import from_place, is_place
 from policy_decorator.base_policies.served import from_address, served
@@ -79,8 +79,8 @@ def openpi(kind: str = "plain") -> Any:
     return running(str(HERE / "openpi_server.py"), "{port}", kind)
 
 
-def ours(obs_size: int = OBS) -> Any:
-    return running(str(HERE / "our_server.py"), "{port}", str(obs_size))
+def ours(obs_size: int = OBS, parameters: str = "a") -> Any:
+    return running(str(HERE / "our_server.py"), "{port}", str(obs_size), parameters)
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +246,24 @@ def test_a_server_that_stays_away_is_told_of() -> None:
             played(policy, episode())
 
 
+@pytest.mark.parametrize(
+    ("size", "parameters", "said"),
+    [(OBS, "b", "hash of the parameters a before, b now"), (OBS + 1, "a", r"observations 6 before, 7 now")],
+)
+def test_a_server_that_comes_back_with_another_policy_is_refused(size: int, parameters: str, said: str) -> None:
+    with ours() as server:
+        policy, obs, row = from_address(server.address, ACTION), episode(), torch.tensor([0])
+        asked: Any = session(policy)
+        asked.reset(row)
+        asked.act(obs[[0, 0]][None], row)
+        server.kill()
+        server.command = (*server.command[:2], str(size), parameters)
+        server.start()
+        for unsuspecting in (asked, session(policy)):  # one that was there before, and one that begins
+            with pytest.raises(UserError, match=rf"came back with another policy \({said}\)"):
+                unsuspecting.act(obs[[0, 1]][None], row)
+
+
 # ---- our server ----------------------------------------------------------------------------------------------
 
 
@@ -283,7 +301,8 @@ def test_openpis_client_is_answered(folder: Path) -> None:
         windows = torch.from_numpy(np.stack([obs[[0, 0]], obs[[0, 1]]]))
         wanted = policy.act(windows).numpy()
         with connect(server.address, compression=None, max_size=None) as socket, connect(server.address) as other:
-            assert unpackb(socket.recv())["policy_decorator"]["action_size"] == 2
+            said = unpackb(socket.recv())["policy_decorator"]
+            assert (said["action_size"], said["parameters"]) == (2, parameter_hash(policy))
             unpackb(other.recv())
             for _ in range(2):  # an episode, and another one after the reset
                 for frame, action in zip(obs, wanted, strict=True):
@@ -353,6 +372,7 @@ def test_a_served_policy_is_refined_and_survives_a_restart(
         assert restarted.is_set()
         summary = refined.summary
         assert summary["base_deterministic"]
+        assert summary["base_parameters_sha256"] == {"plain": None, "ours": "a"}[kind]
         if kind == "plain":
             timed_out = summary["base_queries"] - summary["decisions"] - config.envs
             assert 0 <= timed_out <= summary["episodes"]

@@ -3,8 +3,9 @@
 `ws://host:port?observation/state=:&prompt=open the door&chunk=8`: what is not an option is an entry of the observation
 (see `entries`). A server of this package needs neither: it says itself what it takes.
 
-The server may be restarted while it is used. A question that it did not answer is asked again; where it has a memory,
-that is made anew first, from the observations of the episodes that are going on, in a connection that has none.
+The server may be restarted while it is used, with the same policy. A question that it did not answer is asked again;
+where it has a memory, that is made anew first, from the observations of the episodes that are going on, in a connection
+that has none.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,6 +23,15 @@ from policy_decorator.serving.link import Link, Lost
 from policy_decorator.serving.wire import OURS
 
 ATTEMPTS = 3  # at one question: what kills its server every time is not asked for ever
+SAME = {
+    "action_size": "actions",
+    "obs_size": "observations",
+    "context": "context",
+    "chunk": "chunk",
+    "memory": "memory",
+}
+SAME |= {"parameters": "hash of the parameters"}
+"""What a server of this package says of its policy, and may not change when it comes back."""
 OPTIONS = ("chunk", "actions", "reset", "patience", "api_key")
 T = TypeVar("T")
 
@@ -44,8 +54,8 @@ def served(
         chunk: how many of the T actions of an answer are executed; None: one, or as many as a server of this package
             says.
         actions: the entry of an answer that holds them.
-        reset: a server of another kind has a memory, and takes an "endpoint" in every message, "infer" or "reset": every
-            row then has a connection. Its answers may be bare arrays.
+        reset: a server of another kind has a memory, and takes an "endpoint" in every message, infer or reset. Every
+            row then has a connection, and an answer may be a bare array.
         patience: seconds to wait for a server that is restarted, and for an answer.
 
     Raises:
@@ -58,7 +68,7 @@ def served(
     if (said := link.metadata.get(OURS)) is not None:
         if said["action_size"] != action_size:
             raise UserError(f"The policy at {address} answers with {said['action_size']} actions, not {action_size}.")
-        dialect = Ours(link, action_size, int(said["chunk"]), int(said["context"]))
+        dialect = Ours(link, said)
         return _with_memory(dialect) if said["memory"] else ServedPolicy(dialect)
     if keys is None:
         raise UserError(
@@ -99,19 +109,35 @@ def is_address(text: str) -> bool:
 
 
 class Ours:
-    """How a server of this package is asked: with windows of all rows at once, in one connection."""
+    """How a server of this package is asked: with windows of all rows at once, in one connection.
 
-    def __init__(self, link: Link, action_size: int, chunk: int, context: int) -> None:
-        self.link, self.action_size, self.chunk, self.context = link, action_size, chunk, context
+    `said` is what it says of its policy.
+    """
+
+    def __init__(self, link: Link, said: Mapping[str, Any]) -> None:
+        self.link, self.said, self.fingerprint = link, said, said.get("parameters")
+        self.action_size, self.chunk, self.context = (int(said[name]) for name in ("action_size", "chunk", "context"))
         self._counted = 0  # what the server has counted in this connection
 
     def again(self) -> "Ours":
         """The same, in a connection of its own, which is made when it is needed."""
-        return Ours(_like(self.link), self.action_size, self.chunk, self.context)
+        return Ours(_like(self.link), self.said)
 
     def connect(self) -> None:
+        """Raises UserError for a server that came back with another policy."""
         self.link.connect()
-        self._counted = 0
+        self._counted, now = 0, self.link.metadata.get(OURS, {})
+        changes = [
+            f"{word} {self.said.get(name)} before, {now.get(name)} now"
+            for name, word in SAME.items()
+            if self.said.get(name) != now.get(name)
+        ]
+        if changes:
+            self.link.close()
+            raise UserError(
+                f"The policy server at {self.link.address} came back with another policy ({'; '.join(changes)}): serve "
+                "the one from before again, or begin a new run."
+            )
 
     def ask(self, window: Tensor, rows: Tensor) -> tuple[Tensor, int]:
         """(K, To, Do), (K,) -> (K, Ta, Da) and the questions to its policy. Raises Lost."""
@@ -128,11 +154,11 @@ class Ours:
 class Theirs:
     """How a server of openpi's kind is asked: about one observation at a time, a few questions ahead of the answers.
 
-    `endpoints`: it is told in every message whether it is to answer or to forget, and may answer with the actions alone,
-    as RoboArena's does.
+    `endpoints`: it is told in every message whether it is to answer or to forget, and may answer with the actions
+    alone, as RoboArena's does.
     """
 
-    context = 1
+    context, fingerprint = 1, None
 
     def __init__(
         self, link: Link, action_size: int, chunk: int | None, keys: Keys, entry: str, endpoints: bool = False
@@ -166,7 +192,7 @@ class ServedPolicy:
 
     def __init__(self, dialect: Ours | Theirs) -> None:
         self.dialect, self.action_size = dialect, dialect.action_size
-        self.context, self.chunk = dialect.context, dialect.chunk
+        self.context, self.chunk, self.fingerprint = dialect.context, dialect.chunk, dialect.fingerprint
 
     def act(self, window: Tensor) -> Tensor:
         """(B, To, Do) -> (B, Ta, Da) in [-1, 1]. Raises UserError: wrong answers, or a server that stays away."""
@@ -180,7 +206,7 @@ class ServedMemory:
 
     def __init__(self, dialect: Ours | Theirs) -> None:
         self.dialect, self.action_size, self.queries = dialect, dialect.action_size, 0
-        self.context, self.chunk = dialect.context, dialect.chunk
+        self.context, self.chunk, self.fingerprint = dialect.context, dialect.chunk, dialect.fingerprint
         self._talks: dict[int, Ours | Theirs] = {}  # by row; ours all talk in one connection
         self._asked: dict[int, list[Tensor]] = {}  # by row, its windows (To, Do) since the reset
 
