@@ -19,7 +19,10 @@ from policy_decorator.base_policies.checkpoint import load_policy, parameter_has
 from policy_decorator.base_policies.diffusion import DiffusionConfig
 from policy_decorator.base_policies.imitate import ImitateConfig, ImitationResult, Imitator, imitate
 from policy_decorator.base_policies.mlp import MLPConfig
+from policy_decorator.base_policies.precision import in_bfloat16
+from policy_decorator.base_policies.rnn import RNNConfig
 from policy_decorator.base_policies.training import compiles, learning_rate, running_mean
+from policy_decorator.base_policies.vinn import VINNConfig
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.errors import UserError
 
@@ -29,6 +32,8 @@ NETS: dict[str, Any] = {
     "mlp": MLPConfig(width=8),
     "bet": BeTConfig(context=3, clusters=3, layers=1, heads=2, width=8, gpt_output=8),  # its dropout draws
     "diffusion": DiffusionConfig(horizon=4, widths=(8,), step_size=8, context=1),
+    "rnn": RNNConfig(width=8, layers=1, sequence=3),
+    "vinn": VINNConfig(bet=BeTConfig(context=2, clusters=3, layers=1, heads=2, width=8, gpt_output=8)),
 }
 EVERYTHING = ImitateConfig(
     steps=24, batch_size=8, lr=1e-2, schedule="cosine", warmup_steps=3, ema=0.9, eval_every=7, save_every=5
@@ -199,11 +204,37 @@ def test_nothing_to_resume_and_damaged_checkpoints(tmp_path: Path) -> None:
 def test_bfloat16_is_near_float32_and_leaves_the_parameters_alone(name: str) -> None:
     cfg = ImitateConfig(steps=20, batch_size=32, lr=1e-3)
     exact = imitate(fresh(name), demos(), cfg)
+    if name == "rnn" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        with pytest.raises(UserError, match="This CPU cannot train recurrent layers in bfloat16"):
+            imitate(fresh(name), demos(), replace(cfg, precision="bfloat16"))
+        return
     half = imitate(fresh(name), demos(), replace(cfg, precision="bfloat16"))
     assert all(value.dtype == torch.float32 for value in half.policy.state_dict().values())
     assert half.history[0]["loss"] != exact.history[0]["loss"]
     assert half.history[0]["loss"] == pytest.approx(exact.history[0]["loss"], rel=0.05)
     assert same(imitate(fresh(name), demos(), replace(cfg, precision="float32")), exact)  # auto, on a CPU
+
+
+RAW: dict[str, tuple[Any, bool]] = {
+    "mlp": (MLPConfig(), False),
+    "rnn": (RNNConfig(), False),
+    "mlp raw": (MLPConfig(standardize_obs=False), True),
+    "rnn raw": (RNNConfig(standardize_obs=False), True),
+    "bet": (BeTConfig(), True),
+    "bet standardised": (BeTConfig(standardize_obs=True), False),
+    "diffusion": (DiffusionConfig(), True),
+    "vinn": (VINNConfig(), True),
+}
+
+
+@pytest.mark.parametrize("case", sorted(RAW))
+def test_raw_observations_keep_their_digits_on_a_gpu(case: str) -> None:
+    cfg, raw = RAW[case]
+    policy, cpu, cuda = build(case.split()[0], 4, 2, cfg), torch.device("cpu"), torch.device("cuda")
+    assert in_bfloat16(policy, "auto", cuda) is not raw
+    assert not in_bfloat16(policy, "auto", cpu)
+    assert in_bfloat16(policy, "bfloat16", cuda)
+    assert not in_bfloat16(policy, "float32", cuda)
 
 
 def test_what_is_compiled_by_itself() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from policy_decorator.base_policies.precision import in_bfloat16
 from policy_decorator.base_policies.processes import Loss, Processes
 from policy_decorator.disk import atomic_bytes, disk_errors, to_json
 from policy_decorator.errors import MissingExtra, UserError
@@ -51,7 +52,7 @@ class Training:
     """A policy in training and all that changes with it."""
 
     def __init__(self, policy: "Imitator", windows: "Windows", cfg: "ImitateConfig", processes: Processes) -> None:
-        """Raises UserError for a batch that the processes cannot share, MissingExtra for a missing library."""
+        """Raises UserError: a batch that the processes cannot share, a number format the device cannot compute in."""
         if cfg.batch_size % processes.count:
             raise UserError(f"batch_size {cfg.batch_size} is not a multiple of the {processes.count} processes.")
         self.policy, self.windows, self.cfg, self.processes = policy, windows, cfg, processes
@@ -61,7 +62,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
         self.schedule = learning_rate(self.optimizer, cfg)
         self.average = running_mean(self.parameters, cfg.ema)
-        self.bfloat16 = cfg.precision == "bfloat16" or (cfg.precision == "auto" and self.device.type == "cuda")
+        self.bfloat16 = in_bfloat16(policy, cfg.precision, self.device)
         self.loss = processes.together(policy, compiled(policy.loss) if compiles(cfg, self.device) else policy.loss)
         self.generator = torch.Generator(self.device).manual_seed(cfg.seed)
         self.step, self.reported = 0, 0
