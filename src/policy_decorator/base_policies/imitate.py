@@ -14,7 +14,7 @@ from torch import Tensor
 from policy_decorator import machine
 from policy_decorator.base_policies.precision import Precision
 from policy_decorator.base_policies.processes import processes_of
-from policy_decorator.base_policies.training import Training, begin_or_resume
+from policy_decorator.base_policies.training import Training, begin_or_resume, cuda
 from policy_decorator.base_policies.windows import load_windows
 from policy_decorator.envs.task import Task
 from policy_decorator.errors import UserError
@@ -157,9 +157,9 @@ def imitate(
     processes = processes_of(torch.device(device))
     device = processes.device
     if not getattr(policy, "learns", True):  # its database is made at the first step
-        cfg = replace(cfg, steps=1)
+        cfg = replace(cfg, steps=1, warmup_steps=0, ema=0.0)
     windows = load_windows(policy, demos, cfg, device, task)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=cuda(device)):
         torch.manual_seed(cfg.seed + processes.rank)
         policy.fit_statistics(demos, seed=cfg.seed)
         policy.to(device)
