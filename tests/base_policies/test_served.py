@@ -326,6 +326,30 @@ def test_openpis_client_is_answered(folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_openpis_own_client_is_answered(folder: Path) -> None:
+    """Its reset sends nothing, so what looks back begins anew in another connection only."""
+    client = real("openpi_client.websocket_client_policy")
+    with pidec_serve(folder) as server:
+        policy: Any = api.load(folder, 2)
+        obs = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.5, 0.1, 0.0, -0.3]])
+        first, second = policy.act(torch.stack([obs[[0, 0]], obs[[0, 1]]])).numpy()
+        begins_with_second = policy.act(obs[[1, 1]][None])[0].numpy()
+
+        def asked(own: Any, frame: torch.Tensor) -> np.ndarray:
+            return own.infer({"observation/state": frame.numpy(), "prompt": "reach"})["actions"]
+
+        one = client.WebsocketClientPolicy("127.0.0.1", server.port)
+        assert one.get_server_metadata()["policy_decorator"]["parameters"] == parameter_hash(policy)
+        np.testing.assert_allclose(asked(one, obs[0]), first, atol=1e-6)
+        one.reset()
+        np.testing.assert_allclose(asked(one, obs[1]), second, atol=1e-6)
+        other = client.WebsocketClientPolicy("127.0.0.1", server.port)
+        np.testing.assert_allclose(asked(other, obs[1]), begins_with_second, atol=1e-6)
+        with pytest.raises(RuntimeError, match=r"an array of shape \(4,\)"):
+            asked(other, torch.zeros(5))
+
+
+@pytest.mark.slow
 def test_ctrl_c_ends_it_with_its_counts(folder: Path) -> None:
     with pidec_serve(folder, "--json") as server:
         ask(from_address(server.address, 2), torch.rand(3, 2, 4))
