@@ -61,8 +61,9 @@ def scaled(entries: Mapping[str, Any]) -> dict[str, Any]:
 
     def real(value: Any) -> Any:
         pixels = torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in "ui" else value
-        known = isinstance(pixels, Tensor) and pixels.dtype in PER_UNIT
-        return pixels.to(torch.float32) / PER_UNIT[pixels.dtype] if known else value
+        if not isinstance(pixels, Tensor) or pixels.dtype not in PER_UNIT:
+            return value
+        return pixels.to(torch.float32) / PER_UNIT[pixels.dtype]
 
     return {name: real(value) for name, value in entries.items()}
 

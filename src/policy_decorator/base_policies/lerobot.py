@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from policy_decorator.base_policies.answers import check_numbers, device_of
 from policy_decorator.base_policies.entries import Keys, entries_of, scaled, to_all
-from policy_decorator.base_policies.networks import check_evaluating
+from policy_decorator.base_policies.networks import check_evaluating, network_of
 from policy_decorator.base_policies.rowwise import Rowwise
 from policy_decorator.disk import read_json
 from policy_decorator.errors import UserError
@@ -38,7 +38,7 @@ def from_lerobot(
             size.
     """
     check_numbers(policy)
-    check_evaluating(policy if isinstance(policy, nn.Module) else None)
+    check_evaluating(network_of(policy))
     config, device = policy.config, device_of(policy) or torch.device("cpu")
     answered = next(iter(getattr(config, "output_features", {}).values()), None)
     if answered is not None and tuple(answered.shape) != (action_size,):

@@ -244,7 +244,7 @@ def _settings(training: Training, demos: "Demonstrations", evaluated: bool) -> d
     """What must be the same for a training to go on as it would have."""
     digest = hashlib.sha256()
     for array in (demos.observations, demos.actions, demos.lengths, *(x for _, x in sorted(demos.pictures.items()))):
-        digest.update(np.ascontiguousarray(array).view(np.uint8))
+        digest.update(np.ascontiguousarray(array).data)
     others = {"policy": type(training.policy).__name__, "demonstrations": digest.hexdigest(), "evaluated": evaluated}
     settings = dataclasses.asdict(training.policy.cfg)
     if (eyes := getattr(training.policy, "eyes", None)) is not None:
