@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from policy_decorator.base_policies import build
 from policy_decorator.base_policies.bet import BeTConfig
+from policy_decorator.base_policies.checkpoint import save_policy
+from policy_decorator.base_policies.external import as_policy
 from policy_decorator.base_policies.imitate import Imitator
 from policy_decorator.base_policies.mlp import MLPConfig
 from policy_decorator.decorator import DecoratedPolicy, Residual
@@ -216,6 +218,24 @@ def test_a_base_of_ones_own_must_be_given_again(tmp_path: Path, steady: nn.Modul
     assert torch.equal(again.act(obs), refined.act(obs))
     function = Refined.load(tmp_path, policy=lambda obs: torch.zeros(len(obs), 2))
     assert (function.act(obs)).abs().max() <= 0.4  # of the residual alone
+
+
+def test_a_base_may_be_given_by_its_place(tmp_path: Path) -> None:
+    class Half(nn.Module):
+        def forward(self, obs: Tensor) -> Tensor:
+            return 0.5 * obs[:, :2]
+
+    half: Any = Half()
+    refined = _refined(as_policy(half, 2))
+    refined.save(tmp_path / "refined")
+    torch.jit.trace(half, torch.zeros(2, 4)).save(tmp_path / "half.pt")  # pyright: ignore
+    obs = torch.randn(9, 4)
+    wanted = refined.act(obs)
+    assert torch.equal(Refined.load(tmp_path / "refined", policy=str(tmp_path / "half.pt")).act(obs), wanted)
+    save_policy(_base("mlp"), tmp_path / "base", details={})
+    assert not torch.equal(Refined.load(tmp_path / "refined", policy=tmp_path / "base").act(obs), wanted)
+    with pytest.raises(UserError, match="holds no policy"):
+        Refined.load(tmp_path / "refined", policy=str(tmp_path / "nowhere"))
 
 
 def test_another_base_may_be_given(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Interrupted and resumed is the same as never interrupted, bit for bit."""
 
+import copy
 import errno
 import gc
 import json
@@ -210,6 +211,20 @@ def test_a_finished_run_can_be_given_a_larger_budget(tmp_path: Path, make_config
     shorter = replace(config, train=replace(config.train, total_steps=150))
     with pytest.raises(UserError, match="--total-steps"):
         api.run(shorter, noisy, out=tmp_path / "run", resume=True)
+
+
+def test_a_run_is_not_resumed_with_a_base_of_other_parameters(
+    tmp_path: Path, make_config: MakeConfig, noisy: nn.Module
+) -> None:
+    config = make_config(total_steps=300, save_every=100)
+    with pytest.raises(KeyboardInterrupt):
+        api.run(config, noisy, out=tmp_path / "run", display=Interrupted(200))
+    other = copy.deepcopy(noisy)
+    with torch.no_grad():
+        next(other.parameters()).add_(1e-3)
+    with pytest.raises(UserError, match="other parameters than the one this run was begun with"):
+        api.run(config, other, out=tmp_path / "run", resume=True)
+    api.run(config, noisy, out=tmp_path / "run", resume=True)
 
 
 def test_what_cannot_be_resumed(tmp_path: Path, make_config: MakeConfig, noisy: nn.Module) -> None:

@@ -6,14 +6,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 from torch import nn
 
 from policy_decorator import snapshot
-from policy_decorator.base_policies.checkpoint import load_policy, save_policy
-from policy_decorator.base_policies.external import as_policy
+from policy_decorator.base_policies.checkpoint import save_policy
 from policy_decorator.base_policies.imitate import Imitator
-from policy_decorator.base_policies.places import from_place, is_place
 from policy_decorator.config import RefineConfig
 from policy_decorator.demos.dataset import Demonstrations, check, joined
 from policy_decorator.disk import atomic_json, to_json
@@ -25,7 +22,7 @@ from policy_decorator.limits import check_numbers
 from policy_decorator.memory import AnyPolicy
 from policy_decorator.progress import Bars, Display, Silent
 from policy_decorator.refine import refine
-from policy_decorator.refined import Refined, saveable
+from policy_decorator.refined import Refined, load, saveable
 from policy_decorator.reports.html import write_report
 from policy_decorator.runlog import RunFolder
 from policy_decorator.showcase import film
@@ -151,18 +148,6 @@ def _keep_inputs(folder: Path, config: RefineConfig, base: AnyPolicy, demos: Dem
         save_policy(cast(Imitator, base), folder / "base", details={"task": config.task})
     if demos is not None:
         demos.save(folder / "demos.h5")
-
-
-def load(policy: Any, action_size: int, device: torch.device | None = None) -> AnyPolicy:
-    """A folder, a file (on `device`), an address, a callable or a policy. Raises UserError when it is none of these."""
-    if isinstance(policy, str | Path) and is_place(policy):
-        return from_place(policy, action_size, device)
-    if isinstance(policy, str | Path):
-        folder = Path(policy)
-        if (folder / "refined.json").exists() or (folder / "refined" / "refined.json").exists():
-            return Refined.load(folder).policy  # decorators stack
-        return load_policy(folder)
-    return policy.policy if isinstance(policy, Refined) else as_policy(policy, action_size)
 
 
 def _resume(config: RefineConfig, out: str | Path | None) -> tuple[RefineConfig, RunFolder, dict[str, Any]]:

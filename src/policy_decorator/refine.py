@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from policy_decorator import machine, snapshot
-from policy_decorator.base_policies.checkpoint import parameter_hash
-from policy_decorator.chunks import chunk_of, step_by_step, unqueued
+from policy_decorator.base_policies.networks import parameters_of
+from policy_decorator.chunks import chunk_of, step_by_step
 from policy_decorator.config import RefineConfig
 from policy_decorator.decorator import DecoratedPolicy
 from policy_decorator.demonstrate import demonstrate
@@ -62,7 +62,7 @@ class Refinement:
         self.device, self.compiled, self.cuda_graphs = device_of(cfg), compiles(cfg), uses_cuda_graphs(cfg)
         self.place = place_of(cfg)
         self.chunk = chunk_of(self.base)
-        self.hash_before = _hash(base)
+        self.hash_before = parameters_of(base)
         self.demo_base_queries = 0
         if cfg.tune_cpu:
             machine.use_cpu_well(self.device)
@@ -262,10 +262,13 @@ class Refinement:
     def save(self) -> None:
         if self.folder is not None:
             own = {"best": self.best, "eval_env_steps": self.eval_env_steps, "place": self.place}
+            own |= {"base_parameters": self.hash_before}
             state = snapshot.capture(self.run) | own
             snapshot.write(self.folder.path / "checkpoints" / "last.pt", state)
 
     def restore(self, state: dict[str, Any]) -> None:
+        if state.get("base_parameters") not in (None, self.hash_before):
+            raise UserError("The base policy has other parameters than the one this run was begun with: give that one.")
         snapshot.restore(self.run, state)
         if not snapshot.remembers(state):
             self.display.say("What the base policy remembered could not be saved: its episodes begin anew.")
@@ -298,7 +301,7 @@ class Refinement:
 
     def _summary(self, base: Episodes, refined: Episodes, kept_step: int) -> dict[str, Any]:
         gain, n = paired_gain(base.success, refined.success), len(base.success)
-        hash_after = _hash(self.base)
+        hash_after = parameters_of(self.base)
         if hash_after != self.hash_before:
             raise RuntimeError("the base policy's parameters changed during refinement: it must stay frozen")
         return {
@@ -336,11 +339,6 @@ class Refinement:
     def close(self) -> None:
         self.eval_env.close()
         self.run.collector.env.close()
-
-
-def _hash(base: AnyPolicy) -> str | None:
-    inner = unqueued(base)
-    return parameter_hash(inner) if isinstance(inner, nn.Module) else None
 
 
 def refine(

@@ -16,6 +16,7 @@ from policy_decorator.base_policies import POLICIES
 from policy_decorator.base_policies.checkpoint import load_policy, save_policy
 from policy_decorator.base_policies.external import as_policy
 from policy_decorator.base_policies.imitate import Imitator
+from policy_decorator.base_policies.places import from_place, is_place
 from policy_decorator.chunks import step_by_step, unqueued
 from policy_decorator.decorator import DecoratedPolicy, Residual
 from policy_decorator.disk import atomic_bytes, atomic_json, disk_errors, from_json, read_json
@@ -158,7 +159,7 @@ class Refined:
 
     @classmethod
     def load(cls, folder: str | Path, policy: Any = None) -> "Refined":
-        """Read what `save` wrote, on the CPU. `policy`: the base policy, where it was not one of this package.
+        """Read what `save` wrote, on the CPU. `policy`: the base, or its place, where it was not one of this package.
 
         Raises:
             UserError: no refined policy there, a damaged one, or a base policy that has to be given.
@@ -171,7 +172,7 @@ class Refined:
         if policy is None and card["base"] == "external":
             raise UserError(f"The base policy of {folder} was yours: load it with `Refined.load(folder, policy=...)`.")
         action_size, shapes = card["chunk"][1], {name: tuple(x) for name, x in card.get("shapes", {}).items()}
-        base = as_policy(policy, action_size) if policy is not None else load_policy(folder / "base")
+        base = load(policy, action_size) if policy is not None else load_policy(folder / "base")
         base = step_by_step(base) if card.get("decide") == "step" else base
         known = card["task"], card["obs_size"], card["summary"], shapes
         if card.get("kind") == "fine-tuned":
@@ -186,6 +187,18 @@ class Refined:
             raise UserError(f"{folder / 'residual.safetensors'} is damaged: {error}") from None
         combined = KINDS.get(card.get("kind", "residual"), DecoratedPolicy)
         return cls(combined(base, actor.requires_grad_(False), residual), *known)
+
+
+def load(policy: Any, action_size: int, device: torch.device | None = None) -> AnyPolicy:
+    """A folder, a file (on `device`), an address, a callable or a policy. Raises UserError when it is none of these."""
+    if isinstance(policy, str | Path) and is_place(policy):
+        return from_place(policy, action_size, device)
+    if isinstance(policy, str | Path):
+        folder = Path(policy)
+        if (folder / "refined.json").exists() or (folder / "refined" / "refined.json").exists():
+            return Refined.load(folder).policy  # decorators stack
+        return load_policy(folder)
+    return policy.policy if isinstance(policy, Refined) else as_policy(policy, action_size)
 
 
 def _untrained(card: dict[str, Any], shapes: Shapes, base: Any) -> tuple[Any, Composition]:

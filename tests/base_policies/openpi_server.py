@@ -47,10 +47,11 @@ class Policy:
 
     def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
         state = np.asarray(obs["observation/state"], dtype=np.float32)
+        assert set(obs) == {"observation/state", "prompt"}
         assert obs["prompt"] == "reach"
         assert state.ndim == 1
         action = 2 * (state[2:4] - state[:2]) + np.array([0.14, 0.06], dtype=np.float32)  # past the goal
-        if self.kind == "memory":
+        if self.kind in ("memory", "bare"):
             self.seen = 0.5 * self.seen + state[:2]
             return {"actions": np.tanh(self.seen)[None]}
         if self.kind == "dies":
@@ -71,11 +72,15 @@ def handle(socket: ServerConnection, kind: str) -> None:
     for message in socket:
         try:
             obs, began = unpackb(message), time.monotonic()
-            if obs.get("endpoint") == "reset":
+            endpoint = obs.pop("endpoint") if kind in ("memory", "bare") else "infer"  # without it they fail
+            if endpoint == "reset":
                 policy.reset()
                 socket.send("reset successful")
                 continue
             answer = policy.infer(obs)
+            if kind == "bare":
+                socket.send(packb(answer["actions"]))
+                continue
             socket.send(packb({**answer, "server_timing": {"infer_ms": 1000 * (time.monotonic() - began)}}))
         except Exception:
             socket.send(traceback.format_exc())

@@ -1,4 +1,4 @@
-"""This package's server in a process of its own: python our_server.py PORT, with a policy that remembers."""
+"""This package's server in a process of its own, with a policy that remembers: python our_server.py PORT SIZE HASH."""
 
 import sys
 
@@ -31,6 +31,7 @@ class Leaky:
 
 
 if __name__ == "__main__":
-    Server(Leaky(), obs_size=int(sys.argv[2]), action_size=2).run(
-        "127.0.0.1", int(sys.argv[1]), lambda port: print("ready", port, flush=True)
+    port, obs_size, parameters = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    Server(Leaky(), obs_size=obs_size, action_size=2, parameters=parameters).run(
+        "127.0.0.1", port, lambda port: print("ready", port, flush=True)
     )

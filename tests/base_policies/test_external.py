@@ -234,7 +234,7 @@ def test_a_chunk_is_executed_in_part_and_windows_are_handed_on() -> None:
     policy = CallablePolicy(chunks, 2, chunk=2, context=2)
     assert (policy.chunk, policy.context) == (2, 2)
     torch.testing.assert_close(policy.act(WINDOW), WINDOW[..., :2])
-    for chunk, reason in ((4, "chunk of 3 actions, 4 are to be executed"), (None, "say how many of them")):
+    for chunk, reason in ((4, "chunk of 3 actions, 4 are to be executed"), (None, r"CallablePolicy\(fn, 2, chunk=3\)")):
         with pytest.raises(UserError, match=reason):
             CallablePolicy(chunks, 2, chunk=chunk, context=2).act(WINDOW)
 

@@ -119,7 +119,7 @@ def test_acting_keeps_the_training_flag(policy: Imitator, training: bool) -> Non
     assert all(module.training is training for module in policy.modules())
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if "diffusion" not in kind])  # which draws noise per row
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_row_is_answered_alike_whatever_the_other_rows_hold(kind: str) -> None:
     policy = built(kind)
     window = windows(policy, 5)
@@ -130,7 +130,7 @@ def test_a_row_is_answered_alike_whatever_the_other_rows_hold(kind: str) -> None
     torch.testing.assert_close(ask(session(policy), other)[:2], answer[:2], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if "diffusion" not in kind])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "diffusion" not in kind])  # whose noise is its place's
 def test_rows_do_not_influence_each_other(kind: str) -> None:
     policy = built(kind, dropout_at_inference=False, head="mse")
     window = windows(policy, 5)

@@ -19,7 +19,7 @@ import torch
 from foreign import ACTION, OBS, STEPS, check_contract, episode, played, real, remembers
 
 from policy_decorator import api
-from policy_decorator.base_policies.checkpoint import save_policy
+from policy_decorator.base_policies.checkpoint import parameter_hash, save_policy
 from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
 from policy_decorator.base_policies.places import from_place, is_place
 from policy_decorator.base_policies.served import from_address, served
@@ -79,8 +79,8 @@ def openpi(kind: str = "plain") -> Any:
     return running(str(HERE / "openpi_server.py"), "{port}", kind)
 
 
-def ours(obs_size: int = OBS) -> Any:
-    return running(str(HERE / "our_server.py"), "{port}", str(obs_size))
+def ours(obs_size: int = OBS, parameters: str = "a") -> Any:
+    return running(str(HERE / "our_server.py"), "{port}", str(obs_size), parameters)
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +144,9 @@ def test_a_server_of_openpis_kind(chunk: int) -> None:
         torch.testing.assert_close(ask(policy, obs)[:, 0], wanted)
 
 
-def test_a_server_with_a_memory_has_a_connection_for_every_row() -> None:
-    with openpi("memory") as server:
+@pytest.mark.parametrize("kind", ["memory", "bare"])
+def test_a_server_with_a_memory_has_a_connection_for_every_row(kind: str) -> None:
+    with openpi(kind) as server:
         policy = from_address(f"{server.address}{QUERY}&reset=1", ACTION)
         assert remembers(policy)
         check_contract(policy)
@@ -182,7 +183,12 @@ def test_addresses() -> None:
     real("websockets")
     assert is_place("ws://host:8000?prompt=x")
     assert not is_place("runs/ws")
-    for address, reason in (("ws://host", "no port"), ("ws://host:1?chunk=x", "cannot be understood")):
+    for address, reason in (
+        ("ws://host", "no port"),
+        ("ws://host:1?chunk=x", "cannot be understood"),
+        ("ws://host:1?chunk=0", "chunk must be at least 1, got 0"),
+        ("ws://host:1?chunk=-2", "at least 1, got -2"),
+    ):
         with pytest.raises(UserError, match=reason):
             from_place(address, ACTION)
     with pytest.raises(UserError, match=r"No policy server answers at ws://127.0.0.1:9.*pidec serve"):
@@ -240,6 +246,24 @@ def test_a_server_that_stays_away_is_told_of() -> None:
             played(policy, episode())
 
 
+@pytest.mark.parametrize(
+    ("size", "parameters", "said"),
+    [(OBS, "b", "hash of the parameters a before, b now"), (OBS + 1, "a", r"observations 6 before, 7 now")],
+)
+def test_a_server_that_comes_back_with_another_policy_is_refused(size: int, parameters: str, said: str) -> None:
+    with ours() as server:
+        policy, obs, row = from_address(server.address, ACTION), episode(), torch.tensor([0])
+        asked: Any = session(policy)
+        asked.reset(row)
+        asked.act(obs[[0, 0]][None], row)
+        server.kill()
+        server.command = (*server.command[:2], str(size), parameters)
+        server.start()
+        for unsuspecting in (asked, session(policy)):  # one that was there before, and one that begins
+            with pytest.raises(UserError, match=rf"came back with another policy \({said}\)"):
+                unsuspecting.act(obs[[0, 1]][None], row)
+
+
 # ---- our server ----------------------------------------------------------------------------------------------
 
 
@@ -277,7 +301,8 @@ def test_openpis_client_is_answered(folder: Path) -> None:
         windows = torch.from_numpy(np.stack([obs[[0, 0]], obs[[0, 1]]]))
         wanted = policy.act(windows).numpy()
         with connect(server.address, compression=None, max_size=None) as socket, connect(server.address) as other:
-            assert unpackb(socket.recv())["policy_decorator"]["action_size"] == 2
+            said = unpackb(socket.recv())["policy_decorator"]
+            assert (said["action_size"], said["parameters"]) == (2, parameter_hash(policy))
             unpackb(other.recv())
             for _ in range(2):  # an episode, and another one after the reset
                 for frame, action in zip(obs, wanted, strict=True):
@@ -298,6 +323,30 @@ def test_openpis_client_is_answered(folder: Path) -> None:
                 socket.recv()
             other.send(packb({"state": obs[1]}))  # does not notice
             assert isinstance(other.recv(), bytes)
+
+
+@pytest.mark.slow
+def test_openpis_own_client_is_answered(folder: Path) -> None:
+    """Its reset sends nothing, so what looks back begins anew in another connection only."""
+    client = real("openpi_client.websocket_client_policy")
+    with pidec_serve(folder) as server:
+        policy: Any = api.load(folder, 2)
+        obs = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.5, 0.1, 0.0, -0.3]])
+        first, second = policy.act(torch.stack([obs[[0, 0]], obs[[0, 1]]])).numpy()
+        begins_with_second = policy.act(obs[[1, 1]][None])[0].numpy()
+
+        def asked(own: Any, frame: torch.Tensor) -> np.ndarray:
+            return own.infer({"observation/state": frame.numpy(), "prompt": "reach"})["actions"]
+
+        one = client.WebsocketClientPolicy("127.0.0.1", server.port)
+        assert one.get_server_metadata()["policy_decorator"]["parameters"] == parameter_hash(policy)
+        np.testing.assert_allclose(asked(one, obs[0]), first, atol=1e-6)
+        one.reset()
+        np.testing.assert_allclose(asked(one, obs[1]), second, atol=1e-6)
+        other = client.WebsocketClientPolicy("127.0.0.1", server.port)
+        np.testing.assert_allclose(asked(other, obs[1]), begins_with_second, atol=1e-6)
+        with pytest.raises(RuntimeError, match=r"an array of shape \(4,\)"):
+            asked(other, torch.zeros(5))
 
 
 @pytest.mark.slow
@@ -347,6 +396,7 @@ def test_a_served_policy_is_refined_and_survives_a_restart(
         assert restarted.is_set()
         summary = refined.summary
         assert summary["base_deterministic"]
+        assert summary["base_parameters_sha256"] == {"plain": None, "ours": "a"}[kind]
         if kind == "plain":
             timed_out = summary["base_queries"] - summary["decisions"] - config.envs
             assert 0 <= timed_out <= summary["episodes"]

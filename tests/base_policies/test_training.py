@@ -1,5 +1,6 @@
 """One training: learning rate, running mean, resuming, precision, what is kept, and several processes."""
 
+import copy
 import json
 import math
 import os
@@ -16,19 +17,28 @@ import torch
 from policy_decorator.base_policies import build
 from policy_decorator.base_policies.bet import BeTConfig
 from policy_decorator.base_policies.checkpoint import load_policy, parameter_hash
+from policy_decorator.base_policies.compiled import compiles
 from policy_decorator.base_policies.diffusion import DiffusionConfig
 from policy_decorator.base_policies.imitate import ImitateConfig, ImitationResult, Imitator, imitate
 from policy_decorator.base_policies.mlp import MLPConfig
-from policy_decorator.base_policies.training import compiles, learning_rate, running_mean
+from policy_decorator.base_policies.precision import in_bfloat16
+from policy_decorator.base_policies.processes import Processes
+from policy_decorator.base_policies.rnn import RNNConfig
+from policy_decorator.base_policies.training import Training, _settings, cuda, learning_rate, running_mean
+from policy_decorator.base_policies.vinn import VINNConfig
+from policy_decorator.base_policies.windows import load_windows
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.errors import UserError
 
 pytest.importorskip("diffusers")
 
+CPU = torch.device("cpu")
 NETS: dict[str, Any] = {
     "mlp": MLPConfig(width=8),
     "bet": BeTConfig(context=3, clusters=3, layers=1, heads=2, width=8, gpt_output=8),  # its dropout draws
     "diffusion": DiffusionConfig(horizon=4, widths=(8,), step_size=8, context=1),
+    "rnn": RNNConfig(width=8, layers=1, sequence=3),
+    "vinn": VINNConfig(bet=BeTConfig(context=2, clusters=3, layers=1, heads=2, width=8, gpt_output=8)),
 }
 EVERYTHING = ImitateConfig(
     steps=24, batch_size=8, lr=1e-2, schedule="cosine", warmup_steps=3, ema=0.9, eval_every=7, save_every=5
@@ -119,6 +129,51 @@ def test_bet_and_mlp_are_trained_as_before() -> None:
     assert (cfg.lr, cfg.weight_decay, cfg.betas, cfg.batch_size) == (1e-4, 2e-4, (0.9, 0.999), 2048)
 
 
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_vinns_database_is_that_of_the_mean(evaluated: bool) -> None:
+    """What is evaluated and kept, and what the training goes on with, are different parameters."""
+
+    def keys(policy: Any) -> torch.Tensor:
+        fresh = copy.deepcopy(policy)
+        fresh.stale = True
+        fresh.refresh()
+        return fresh.keys
+
+    def evaluate(policy: Any, step: int) -> float:
+        answers = policy.act(torch.zeros(1, policy.context, 4))
+        seen.append((policy.keys.clone(), keys(policy)))
+        assert answers.isfinite().all()
+        return step / 100
+
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    cfg = replace(EVERYTHING, schedule="constant", warmup_steps=0)
+    policy: Any = imitate(fresh("vinn"), demos(), cfg, evaluate=evaluate if evaluated else None).policy
+    for kept, wanted in [*seen, (policy.keys, keys(policy))]:
+        torch.testing.assert_close(kept, wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("change", [{"ema": 0.9}, {"warmup_steps": 10}, {"precision": "bfloat16"}])
+def test_where_there_is_nothing_to_train_all_settings_do(change: dict[str, Any]) -> None:
+    policy = build("vinn", 4, 2, VINNConfig(representation="obs"))
+    assert len(imitate(policy, demos(), ImitateConfig(steps=20, batch_size=8, **change)).history) == 1
+
+
+def test_the_random_state_of_the_trainings_own_gpu_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, asked = torch.device("cuda:1"), []
+    assert (cuda(own), cuda(torch.device("cpu"))) == ([own], [])
+    forked = torch.random.fork_rng
+
+    def watched(devices: Any = None) -> Any:
+        asked.append(devices)
+        return forked(devices=[])
+
+    monkeypatch.setattr(torch.random, "fork_rng", watched)
+    training = Training(fresh(), load_windows(fresh(), demos(), EVERYTHING, CPU, None), EVERYTHING, Processes(CPU))
+    training.device = own
+    training._evaluate(lambda policy, step: 0.5)
+    assert asked == [[own]]
+
+
 # ---- what is kept ---------------------------------------------------------------------------------------------
 
 
@@ -176,9 +231,18 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         resume(net, replace(EVERYTHING, batch_size=16), demos())
     with pytest.raises(UserError, match="had width of the policy 8, not 9"):
         resume(replace(net, width=9), EVERYTHING, demos())
-    with pytest.raises(UserError, match="had demonstrations"):
-        resume(net, EVERYTHING, demos().first(2))
+    other = replace(demos(), observations=demos().observations * 2)
+    for data in (demos().first(2), other):
+        with pytest.raises(UserError, match="had demonstrations"):
+            resume(net, EVERYTHING, data)
     resume(net, replace(EVERYTHING, save_every=100), demos())  # how often it is saved changes nothing
+
+
+def test_pictures_are_part_of_the_demonstrations() -> None:
+    training = Training(fresh(), load_windows(fresh(), demos(), EVERYTHING, CPU, None), EVERYTHING, Processes(CPU))
+    rgb = np.zeros((60, 3, 2, 2), dtype=np.uint8)
+    seen = [replace(demos(), pictures=pictures) for pictures in ({}, {"rgb": rgb}, {"rgb": rgb + np.uint8(1)})]
+    assert len({_settings(training, data, True)["demonstrations"] for data in seen}) == 3
 
 
 def test_nothing_to_resume_and_damaged_checkpoints(tmp_path: Path) -> None:
@@ -199,11 +263,37 @@ def test_nothing_to_resume_and_damaged_checkpoints(tmp_path: Path) -> None:
 def test_bfloat16_is_near_float32_and_leaves_the_parameters_alone(name: str) -> None:
     cfg = ImitateConfig(steps=20, batch_size=32, lr=1e-3)
     exact = imitate(fresh(name), demos(), cfg)
+    if name == "rnn" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        with pytest.raises(UserError, match="This CPU cannot train recurrent layers in bfloat16"):
+            imitate(fresh(name), demos(), replace(cfg, precision="bfloat16"))
+        return
     half = imitate(fresh(name), demos(), replace(cfg, precision="bfloat16"))
     assert all(value.dtype == torch.float32 for value in half.policy.state_dict().values())
     assert half.history[0]["loss"] != exact.history[0]["loss"]
     assert half.history[0]["loss"] == pytest.approx(exact.history[0]["loss"], rel=0.05)
     assert same(imitate(fresh(name), demos(), replace(cfg, precision="float32")), exact)  # auto, on a CPU
+
+
+RAW: dict[str, tuple[Any, bool]] = {
+    "mlp": (MLPConfig(), False),
+    "rnn": (RNNConfig(), False),
+    "mlp raw": (MLPConfig(standardize_obs=False), True),
+    "rnn raw": (RNNConfig(standardize_obs=False), True),
+    "bet": (BeTConfig(), True),
+    "bet standardised": (BeTConfig(standardize_obs=True), False),
+    "diffusion": (DiffusionConfig(), True),
+    "vinn": (VINNConfig(), True),
+}
+
+
+@pytest.mark.parametrize("case", sorted(RAW))
+def test_raw_observations_keep_their_digits_on_a_gpu(case: str) -> None:
+    cfg, raw = RAW[case]
+    policy, cpu, cuda = build(case.split()[0], 4, 2, cfg), torch.device("cpu"), torch.device("cuda")
+    assert in_bfloat16(policy, "auto", cuda) is not raw
+    assert not in_bfloat16(policy, "auto", cpu)
+    assert in_bfloat16(policy, "bfloat16", cuda)
+    assert not in_bfloat16(policy, "float32", cuda)
 
 
 def test_what_is_compiled_by_itself() -> None:

@@ -38,7 +38,8 @@ def shaped(answer: Any, rows: tuple[int, ...], chunk: int | None, action_size: i
             if chunk is None and own[0] > 1:
                 raise WrongShape(
                     f"answered with a chunk of {own[0]} actions: say how many of them are executed before it is asked "
-                    f"again, with chunk={own[0]} or less."
+                    f"again, as CallablePolicy(fn, {action_size}, chunk={own[0]}), or ?chunk={own[0]} behind a file or "
+                    "address."
                 )
             return given[..., :wanted, :]
     shapes = [str((*rows, wanted, action_size))] + [str((*rows, *s)) for s in sorted(single) if wanted == 1]

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from policy_decorator.errors import UserError
@@ -48,6 +50,22 @@ def _part(frame: Tensor, name: str, part: Any) -> Any:
     if taken.shape[-1] == 0 or (wanted is not None and wanted > flat.shape[-1]):
         raise UserError(f"{name} is to be {part}, but the observation has the size {flat.shape[-1]}.")
     return taken
+
+
+PER_UNIT = {torch.uint8: 255, torch.int16: 1000}
+"""Number format of pictures -> what is 1 where they are real numbers: white, and a metre in millimetres."""
+
+
+def scaled(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Pictures for policies that are used to have them scaled before: float32, rgb in [0, 1], depth in metres."""
+
+    def real(value: Any) -> Any:
+        pixels = torch.from_numpy(value) if isinstance(value, np.ndarray) and value.dtype.kind in "ui" else value
+        if not isinstance(pixels, Tensor) or pixels.dtype not in PER_UNIT:
+            return value
+        return pixels.to(torch.float32) / PER_UNIT[pixels.dtype]
+
+    return {name: real(value) for name, value in entries.items()}
 
 
 def part_of_text(text: str) -> Any:

@@ -2,7 +2,8 @@
 
 `torch.export.load` takes more than that from a file, and does what it says: it unpickles (`use_pickle`, objects, sample
 inputs that are not tensors), evaluates the expressions of shapes as Python, and calls whatever an operator's name leads
-to inside `torch`. All of that is looked for and refused here, before it reads the file.
+to inside `torch`. All of that is looked for and refused here, before it reads the file. What it reads is a copy of what
+was looked at: its reader of archives takes names without regard to case, and Python's does not.
 """
 
 import ast
@@ -23,6 +24,12 @@ OPERATORS = re.compile(
     r"torch\.ops\.(aten|prims|higher_order)\.\w+(\.\w+)?|torch\.sym_\w+|_operator\.[a-z_]+|math\.\w+"
 )
 REFLECTION = re.compile(r"_operator\.(attrgetter|methodcaller|itemgetter|call)")
+MEMBERS = re.compile(
+    r"archive_format|archive_version|byteorder|\.data/(version|serialization_id)|extra/.+|models/[^/]+\.json"
+    r"|data/(weights/(weight_\d+|[^/]+_weights_config\.json)|constants/(tensor_\d+|[^/]+_constants_config\.json))"
+    r"|data/sample_inputs/[^/]+\.pt"
+)
+"""What torch 2.13 writes into an archive, below its one folder."""
 NAMES = ("name", "buffer_name", "parameter_name", "tensor_constant_name")
 SHAPES = {"Symbol", "Integer", "Mul", "Add", "Pow", "Max", "Min", "Mod", "FloorDiv", "CeilDiv", "Rational", "Float"}
 SHAPES |= {"Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not", "true", "false", "True", "False", "oo", "int_oo"}
@@ -31,39 +38,57 @@ PLAIN = (ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword
 PLAIN += (ast.unaryop, ast.Compare, ast.cmpop, ast.Tuple)
 
 
-def check_exported(path: Path) -> None:
-    """Raises UserError for a file that is none, or that would do more than compute."""
+def checked_archive(path: Path) -> io.BytesIO:
+    """A copy of the file, for `torch.export.load`.
+
+    Raises:
+        UserError: it is no such file, or would do more than compute.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            for problem in _problems(archive):
-                raise UserError(
-                    f"{path} is not loaded: {problem}. Such a file can do anything; export the policy again, from a "
-                    "module of tensors and ATen operators alone, or as ONNX."
-                )
+            members = [(info.filename, archive.read(info)) for info in archive.infolist()]
+        for problem in _problems(members):
+            raise UserError(
+                f"{path} is not loaded: {problem}. Such a file can do anything; export the policy again, from a "
+                "module of tensors and ATen operators alone, with a newer torch, or as ONNX."
+            )
     except (zipfile.BadZipFile, OSError, ValueError, KeyError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is no program of torch.export ({error}): write it with torch.export.save.") from None
+    with zipfile.ZipFile(copy := io.BytesIO(), "w") as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    copy.seek(0)
+    return copy
 
 
-def _problems(archive: zipfile.ZipFile) -> Iterator[str]:
-    names = archive.namelist()
-    graphs = [n for n in names if re.search(r"(^|/)(models/[^/]+|serialized_exported_program)\.json$", n)]
-    if not graphs:
-        raise ValueError("it has no graph")
-    for name in names:
-        folder, _, file = name.rpartition("/")
-        if file.startswith(("custom_obj", "opaque_obj")) or "/aotinductor" in f"/{name}":
+def _problems(members: list[tuple[str, bytes]]) -> Iterator[str]:
+    content = dict(members)
+    root = members[0][0].partition("/")[0] if members else ""
+    if len({name.casefold() for name, _ in members}) < len(members):
+        yield "it has two members of one name"
+    if any(name.rpartition("/")[2].startswith("serialized_") for name in content):
+        yield "it is of a torch before 2.9, which kept its weights in a pickle"
+    for name in content:
+        if re.search(r"/(custom|opaque)_obj|/aotinductor/", name):
             yield f"it holds {name}, an object or compiled code"
-        if file.endswith(".pt") and archive.getinfo(name).file_size and not _is_data(archive.read(name)):
+        if not name.startswith(f"{root}/") or not MEMBERS.fullmatch(name.removeprefix(f"{root}/")):
+            yield f"it holds {name}, which torch.export.save does not write"
+    graphs = [name for name in content if name.startswith(f"{root}/models/")]
+    if not graphs or content.get(f"{root}/archive_format") != b"pt2":
+        raise ValueError("it has no graph")
+    for name, data in members:
+        folder = name.rpartition("/")[0]
+        if name.endswith(".pt") and data and not _is_data(data):
             yield f"{name} is a pickle of more than tensors"
-        if file.endswith("_config.json"):
-            payloads = json.loads(archive.read(name)).get("config", {}).values()
+        if name.endswith("_config.json"):
+            payloads = json.loads(data).get("config", {}).values()
             for payload in (p for p in payloads if p.get("use_pickle")):
-                if not _is_data(archive.read(f"{folder}/{payload['path_name']}")):
+                if not _is_data(content[f"{folder}/{payload['path_name']}"]):
                     yield f"{payload['path_name']} is a pickle of more than tensors"
     for name in graphs:
-        yield from _in_graph(json.loads(archive.read(name)))
+        yield from _in_graph(json.loads(content[name]))
 
 
 def _is_data(pickled: bytes) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from policy_decorator.base_policies.answers import WrongShape, check_numbers, checked, device_of, shaped
+from policy_decorator.base_policies.networks import check_evaluating, network_of
 from policy_decorator.errors import UserError
 from policy_decorator.memory import AnyPolicy
 
@@ -44,10 +45,12 @@ class CallablePolicy:
     Args:
         chunk: Ta, how many of the T actions are executed before it is asked again; None: it answers with one.
         context: To; above 1 it takes windows (B, To, Do) or (To, Do) of that many frames, from old to new.
+        behind: what `fn` asks, where it is not the network or its method itself.
         device: where it wants tensors; None: where a network's parameters are, or else where the observations are.
 
     Raises:
-        UserError: no way of calling it gives actions of the right shape, or an action is not finite.
+        UserError: a network in training mode whose answers would be random or change it; no way of calling it gives
+            actions of the right shape, or an action is not finite.
     """
 
     def __init__(
@@ -60,12 +63,15 @@ class CallablePolicy:
         chunk: int | None = None,
         context: int = 1,
         device: torch.device | None = None,
+        behind: Any = None,
     ) -> None:
         if not callable(fn) or isinstance(fn, type):
             raise UserError(f"A policy must be a function of the observation, got {fn!r}.")
         if min(context, 1 if chunk is None else chunk) < 1:
             raise UserError(f"chunk and context of a policy must be at least 1, got {chunk} and {context}.")
         self.fn, self.action_size, self.context = fn, action_size, context
+        self.behind = fn if behind is None else behind
+        check_evaluating(network_of(self))
         self.device = device or device_of(fn)
         self._chunk = chunk
         kinds: list[Arrays] = [arrays] if arrays else ["torch"] if isinstance(fn, nn.Module) else ["torch", "numpy"]
@@ -152,7 +158,8 @@ def as_policy(policy: Any, action_size: int) -> AnyPolicy:
     - with `act(obs)`, or callable: a memoryless function, see `CallablePolicy`.
 
     Raises:
-        UserError: none of these, a policy for another number of actions, or one whose numbers are not finite.
+        UserError: none of these, a policy for another number of actions, one whose numbers are not finite, or a network
+            in training mode whose answers would be random or change it.
     """
     if isinstance(policy, type):
         raise UserError(f"{policy.__name__} is a class: give a policy made from it.")
@@ -169,7 +176,7 @@ def as_policy(policy: Any, action_size: int) -> AnyPolicy:
     if (asked := _of_a_library(policy, action_size)) is not None:
         return asked
     if callable(act):
-        return CallablePolicy(lambda obs: _action_of(act(obs)), action_size)
+        return CallablePolicy(lambda obs: _action_of(act(obs)), action_size, behind=act)
     if callable(policy):
         return CallablePolicy(policy, action_size)
     raise UserError(

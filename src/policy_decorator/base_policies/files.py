@@ -18,7 +18,7 @@ from torch import Tensor
 
 from policy_decorator.base_policies.answers import check_numbers
 from policy_decorator.base_policies.entries import Keys
-from policy_decorator.base_policies.exported import check_exported
+from policy_decorator.base_policies.exported import checked_archive
 from policy_decorator.base_policies.external import CallablePolicy
 from policy_decorator.base_policies.lerobot import is_lerobot_folder, load_lerobot
 from policy_decorator.base_policies.robomimic import load_robomimic
@@ -69,7 +69,7 @@ def load_file(
     if len(taken) == 3 and isinstance(taken[1], int):
         sizes["context"] = taken[1]
     batched = _padded(fn, taken[0]) if taken and isinstance(taken[0], int) else fn
-    return CallablePolicy(batched, action_size, arrays="torch", batched=True, **sizes)
+    return CallablePolicy(batched, action_size, arrays="torch", batched=True, behind=fn, **sizes)
 
 
 Graph = tuple[Callable[[Tensor], Any], tuple[Any, ...], tuple[Any, ...]]
@@ -96,9 +96,9 @@ def _torchscript(path: Path, device: torch.device) -> torch.nn.Module:
 
 
 def _exported(path: Path, device: torch.device) -> Graph:
-    check_exported(path)
+    archive = checked_archive(path)
     try:
-        program = torch.export.load(str(path))
+        program = torch.export.load(archive)
     except Exception as error:  # of many kinds, by a version of torch that cannot read it
         raise UserError(f"{path} cannot be read by torch {torch.__version__}: {error}") from None
     from torch.export.passes import move_to_device_pass

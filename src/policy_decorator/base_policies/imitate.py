@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from policy_decorator import machine
+from policy_decorator.base_policies.precision import Precision
 from policy_decorator.base_policies.processes import processes_of
-from policy_decorator.base_policies.training import Training, begin_or_resume
+from policy_decorator.base_policies.training import Training, begin_or_resume, cuda
 from policy_decorator.base_policies.windows import load_windows
 from policy_decorator.envs.task import Task
 from policy_decorator.errors import UserError
@@ -83,8 +84,9 @@ class ImitateConfig:
     """Keep the checkpoint whose success rate is nearest to this one instead of the best (App. D.2: a poor base)."""
     save_every: int = 1000
     """Gradient steps between checkpoints to resume from, where a file is given for them."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """In which layers compute the loss; the parameters are float32. auto: bfloat16 on a GPU."""
+    precision: Precision = "auto"
+    """In which layers compute the loss; the parameters are float32. auto: bfloat16 on a GPU, where the policy
+    standardises what it sees; one that sees raw observations needs their digits."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether the loss is compiled, which takes a minute; auto: for long trainings on a GPU."""
 
@@ -155,9 +157,9 @@ def imitate(
     device = processes.device
     machine.use_cpu_well(device)
     if not getattr(policy, "learns", True):  # its database is made at the first step
-        cfg = replace(cfg, steps=1)
+        cfg = replace(cfg, steps=1, warmup_steps=0, ema=0.0)
     windows = load_windows(policy, demos, cfg, device, task)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=cuda(device)):
         torch.manual_seed(cfg.seed + processes.rank)
         policy.fit_statistics(demos, seed=cfg.seed)
         policy.to(device)

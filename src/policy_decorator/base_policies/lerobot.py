@@ -1,6 +1,7 @@
 """A policy of LeRobot (`select_action`, `reset`) as a base policy, its queues kept for every row.
 
-Older versions standardise inside the policy, newer ones in a pre- and a postprocessor that are saved beside it.
+Older versions standardise inside the policy, newer ones in a pre- and a postprocessor that are saved beside it. Before
+either, LeRobot makes real numbers in [0, 1] of pictures (`preprocess_observation` of lerobot/envs/utils.py).
 """
 
 from pathlib import Path
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from policy_decorator.base_policies.answers import check_numbers, device_of
-from policy_decorator.base_policies.entries import Keys, entries_of, to_all
+from policy_decorator.base_policies.entries import Keys, entries_of, scaled, to_all
+from policy_decorator.base_policies.networks import check_evaluating, network_of
 from policy_decorator.base_policies.rowwise import Rowwise
 from policy_decorator.disk import read_json
 from policy_decorator.errors import UserError
@@ -32,9 +34,11 @@ def from_lerobot(
         preprocessor, postprocessor: those of newer versions (`make_pre_post_processors`).
 
     Raises:
-        UserError: entries that nobody named, statistics that are not finite, actions of another size.
+        UserError: entries that nobody named, statistics that are not finite, training mode, actions of another
+            size.
     """
     check_numbers(policy)
+    check_evaluating(network_of(policy))
     config, device = policy.config, device_of(policy) or torch.device("cpu")
     answered = next(iter(getattr(config, "output_features", {}).values()), None)
     if answered is not None and tuple(answered.shape) != (action_size,):
@@ -49,7 +53,7 @@ def from_lerobot(
         policy.reset()
 
     def choose(obs: Tensor) -> Tensor:
-        batch = {name: _batched(value, device) for name, value in entries_of(obs, named).items()}
+        batch = {name: _batched(value, device) for name, value in scaled(entries_of(obs, named)).items()}
         action = policy.select_action(batch if preprocessor is None else preprocessor(batch))  # (1, Da)
         return (action if postprocessor is None else postprocessor(action))[0]
 

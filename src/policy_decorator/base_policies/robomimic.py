@@ -1,7 +1,7 @@
 """A rollout policy of robomimic (`start_episode`, and a call per step) as a base policy, its memory kept for every row.
 
 Checkpoints are pickles. They are read with `weights_only=True`, which makes tensors, arrays and plain containers of
-them and calls nothing.
+them and calls nothing. Pictures are given as its environments give them: real numbers in [0, 1].
 """
 
 import pickle
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from policy_decorator.base_policies.answers import check_numbers
-from policy_decorator.base_policies.entries import Keys, entries_of, to_all
+from policy_decorator.base_policies.entries import Keys, entries_of, scaled, to_all
 from policy_decorator.base_policies.rowwise import Rowwise
 from policy_decorator.errors import UserError
 
@@ -41,7 +41,7 @@ def from_robomimic(rollout: Any, action_size: int, *, keys: Keys | None = None, 
     named = to_all(sizes, keys, obs_size, "the robomimic policy")
 
     def choose(obs: Tensor) -> Any:
-        entries = entries_of(obs.cpu(), named)
+        entries = scaled(entries_of(obs.cpu(), named))
         return rollout({name: x.numpy() if isinstance(x, Tensor) else x for name, x in entries.items()})
 
     return Rowwise(algo, action_size, rollout.start_episode, choose)

@@ -39,6 +39,7 @@ class Rowwise:
         thinks: Callable[[], bool] = lambda: True,
     ) -> None:
         self.policy, self.action_size = policy, action_size
+        self.behind = policy
         self._begin, self._choose, self._thinks = begin, choose, thinks
         self._memory: dict[int, Attributes] = {}
         self.queries = 0

@@ -26,6 +26,7 @@ class RecurrentModel:
 
     def __init__(self, model: Any, action_size: int, state: tuple[np.ndarray, ...]) -> None:
         self.model, self.action_size, self.queries = model, action_size, 0
+        self.behind = model
         self._empty = state
         self._zeros = [torch.zeros(x[:, 0].shape) for x in state]
         self._memory = RowMemory()
@@ -77,7 +78,7 @@ def from_model(model: Any, action_size: int, predict: Callable[[Any], Any]) -> C
                     "The model's state is no tuple of arrays (layers, rows, ...): wrap it as a StatefulPolicy."
                 )
             return RecurrentModel(model, action_size, tuple(np.asarray(x) for x in state))
-    return CallablePolicy(predict, action_size, arrays="numpy")
+    return CallablePolicy(predict, action_size, arrays="numpy", behind=model)
 
 
 def _check_actions(model: Any, action_size: int) -> None:

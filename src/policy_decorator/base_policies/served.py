@@ -3,20 +3,21 @@
 `ws://host:port?observation/state=:&prompt=open the door&chunk=8`: what is not an option is an entry of the observation
 (see `entries`). A server of this package needs neither: it says itself what it takes.
 
-The server may be restarted while it is used. A question that it did not answer is asked again; where it has a memory,
-that is made anew first, from the observations of the episodes that are going on, in a connection that has none.
+The server may be restarted while it is used, with the same policy. A question that it did not answer is asked again;
+where it has a memory, that is made anew first, from the observations of the episodes that are going on, in a connection
+that has none.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from policy_decorator.base_policies.answers import WrongShape, checked, shaped
-from policy_decorator.base_policies.entries import Keys, entries_of, part_of_text
+from policy_decorator.base_policies.answers import checked
+from policy_decorator.base_policies.dialects import Ours, Theirs
+from policy_decorator.base_policies.entries import Keys, part_of_text
 from policy_decorator.errors import UserError
 from policy_decorator.serving.link import Link, Lost
 from policy_decorator.serving.wire import OURS
@@ -44,25 +45,28 @@ def served(
         chunk: how many of the T actions of an answer are executed; None: one, or as many as a server of this package
             says.
         actions: the entry of an answer that holds them.
-        reset: a server of another kind has a memory, and takes {"endpoint": "reset"}: every row then has a connection.
+        reset: a server of another kind has a memory, and takes an "endpoint" in every message, infer or reset. Every
+            row then has a connection, and an answer may be a bare array.
         patience: seconds to wait for a server that is restarted, and for an answer.
 
     Raises:
-        UserError: nobody there, a policy of another task, or no word on what it observes.
+        UserError: nobody there, a policy of another task, a chunk of nothing, or no word on what it observes.
     """
+    if chunk is not None and chunk < 1:
+        raise UserError(f"chunk must be at least 1, got {chunk}: it is how many of an answer's actions are executed.")
     link = Link(address, patience=patience, api_key=api_key)
     link.connect()
     if (said := link.metadata.get(OURS)) is not None:
         if said["action_size"] != action_size:
             raise UserError(f"The policy at {address} answers with {said['action_size']} actions, not {action_size}.")
-        dialect = Ours(link, action_size, int(said["chunk"]), int(said["context"]))
+        dialect = Ours(link, said)
         return _with_memory(dialect) if said["memory"] else ServedPolicy(dialect)
     if keys is None:
         raise UserError(
             f"{address} is no server of this package: say what its policy observes, as {address}"
             "?observation/state=:&prompt=TEXT, or with keys={...}."
         )
-    theirs = Theirs(link, action_size, chunk, keys, actions)
+    theirs = Theirs(link, action_size, chunk, keys, actions, reset)
     return _with_memory(theirs) if reset else ServedPolicy(theirs)
 
 
@@ -95,66 +99,12 @@ def is_address(text: str) -> bool:
     return text.startswith(("ws://", "wss://"))
 
 
-class Ours:
-    """How a server of this package is asked: with windows of all rows at once, in one connection."""
-
-    def __init__(self, link: Link, action_size: int, chunk: int, context: int) -> None:
-        self.link, self.action_size, self.chunk, self.context = link, action_size, chunk, context
-        self._counted = 0  # what the server has counted in this connection
-
-    def again(self) -> "Ours":
-        """The same, in a connection of its own, which is made when it is needed."""
-        return Ours(_like(self.link), self.action_size, self.chunk, self.context)
-
-    def connect(self) -> None:
-        self.link.connect()
-        self._counted = 0
-
-    def ask(self, window: Tensor, rows: Tensor) -> tuple[Tensor, int]:
-        """(K, To, Do), (K,) -> (K, Ta, Da) and the questions to its policy. Raises Lost."""
-        sent = {"endpoint": "infer", "windows": _arrays(window), "rows": rows.numpy()}
-        (answer,) = self.link.ask([sent])
-        counted, self._counted = self._counted, int(answer["queries"])
-        return _actions(answer, "actions", (len(window),), self.chunk, self.action_size), self._counted - counted
-
-    def reset(self, rows: Tensor) -> None:
-        """Raises Lost."""
-        self.link.ask([{"endpoint": "reset", "rows": rows.numpy()}])
-
-
-class Theirs:
-    """How a server of openpi's kind is asked: about one observation at a time, a few questions ahead of the answers."""
-
-    context = 1
-
-    def __init__(self, link: Link, action_size: int, chunk: int | None, keys: Keys, entry: str) -> None:
-        self.link, self.action_size, self.keys, self.entry = link, action_size, keys, entry
-        self._chunk, self.chunk = chunk, chunk or 1
-
-    def again(self) -> "Theirs":
-        return Theirs(_like(self.link), self.action_size, self._chunk, self.keys, self.entry)
-
-    def connect(self) -> None:
-        self.link.connect()
-
-    def ask(self, window: Tensor, rows: Tensor) -> tuple[Tensor, int]:
-        """(K, To, Do), (K,) -> (K, Ta, Da) and K. Raises Lost."""
-        observations = [_plain(entries_of(window[k, -1], self.keys)) for k in range(len(window))]
-        answers = self.link.ask(observations)
-        size = self._chunk, self.action_size
-        return torch.stack([_actions(answer, self.entry, (), *size) for answer in answers]), len(rows)
-
-    def reset(self, rows: Tensor) -> None:
-        del rows  # a connection of such a server has one episode
-        self.link.ask([{"endpoint": "reset"}])
-
-
 class ServedPolicy:
     """A served policy without a memory: rows may be asked about in any number and order."""
 
     def __init__(self, dialect: Ours | Theirs) -> None:
         self.dialect, self.action_size = dialect, dialect.action_size
-        self.context, self.chunk = dialect.context, dialect.chunk
+        self.context, self.chunk, self.fingerprint = dialect.context, dialect.chunk, dialect.fingerprint
 
     def act(self, window: Tensor) -> Tensor:
         """(B, To, Do) -> (B, Ta, Da) in [-1, 1]. Raises UserError: wrong answers, or a server that stays away."""
@@ -168,7 +118,7 @@ class ServedMemory:
 
     def __init__(self, dialect: Ours | Theirs) -> None:
         self.dialect, self.action_size, self.queries = dialect, dialect.action_size, 0
-        self.context, self.chunk = dialect.context, dialect.chunk
+        self.context, self.chunk, self.fingerprint = dialect.context, dialect.chunk, dialect.fingerprint
         self._talks: dict[int, Ours | Theirs] = {}  # by row; ours all talk in one connection
         self._asked: dict[int, list[Tensor]] = {}  # by row, its windows (To, Do) since the reset
 
@@ -245,30 +195,3 @@ def _persistently(question: Callable[[], T], connect: Callable[[], object], link
     raise UserError(
         f"The policy server at {link.address} went away {ATTEMPTS} times at the same question: look at its output."
     )
-
-
-def _like(link: Link) -> Link:
-    other = Link(link.address, patience=link.patience, api_key=link._api_key)
-    other.connections = link.connections  # it has been there: it may be waited for
-    return other
-
-
-def _actions(answer: Any, entry: str, rows: tuple[int, ...], chunk: int | None, action_size: int) -> Tensor:
-    if not isinstance(answer, dict) or entry not in answer:
-        known = ", ".join(sorted(map(str, answer))) if isinstance(answer, dict) else type(answer).__name__
-        raise UserError(f"The policy server's answer has no {entry!r} (actions=ENTRY names another); it has: {known}.")
-    try:
-        return shaped(np.asarray(answer[entry], dtype=np.float32), rows, chunk, action_size)
-    except WrongShape as error:
-        raise UserError(f"The policy server {error}") from None
-
-
-def _arrays(window: Tensor) -> Any:
-    if isinstance(window, Tensor):
-        return window.cpu().numpy()
-    parts: Any = window
-    return {name: x.cpu().numpy() for name, x in parts.items()}
-
-
-def _plain(entries: dict[str, Any]) -> dict[str, Any]:
-    return {name: x.cpu().numpy() if isinstance(x, Tensor) else x for name, x in entries.items()}

@@ -5,17 +5,18 @@ import hashlib
 import io
 import math
 import pickle
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from policy_decorator.base_policies.processes import Loss, Processes
+from policy_decorator.base_policies.compiled import compiled, compiles
+from policy_decorator.base_policies.precision import in_bfloat16
+from policy_decorator.base_policies.processes import Processes
 from policy_decorator.disk import atomic_bytes, disk_errors, to_json
 from policy_decorator.errors import MissingExtra, UserError
 
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
     from policy_decorator.demos.dataset import Demonstrations
 
 REPORT_EVERY = 100  # steps between looks at the loss: each one waits for the accelerator
-WORTH_COMPILING = 10_000  # steps
+
+
+def cuda(device: torch.device) -> list[torch.device]:
+    """Whose random state a training on `device` changes beside the CPU's."""
+    return [device] if device.type == "cuda" else []
 
 
 class Best:
@@ -51,7 +56,7 @@ class Training:
     """A policy in training and all that changes with it."""
 
     def __init__(self, policy: "Imitator", windows: "Windows", cfg: "ImitateConfig", processes: Processes) -> None:
-        """Raises UserError for a batch that the processes cannot share, MissingExtra for a missing library."""
+        """Raises UserError: a batch that the processes cannot share, a number format the device cannot compute in."""
         if cfg.batch_size % processes.count:
             raise UserError(f"batch_size {cfg.batch_size} is not a multiple of the {processes.count} processes.")
         self.policy, self.windows, self.cfg, self.processes = policy, windows, cfg, processes
@@ -61,7 +66,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
         self.schedule = learning_rate(self.optimizer, cfg)
         self.average = running_mean(self.parameters, cfg.ema)
-        self.bfloat16 = cfg.precision == "bfloat16" or (cfg.precision == "auto" and self.device.type == "cuda")
+        self.bfloat16 = in_bfloat16(policy, cfg.precision, self.device)
         self.loss = processes.together(policy, compiled(policy.loss) if compiles(cfg, self.device) else policy.loss)
         self.generator = torch.Generator(self.device).manual_seed(cfg.seed)
         self.step, self.reported = 0, 0
@@ -108,10 +113,10 @@ class Training:
             progress(self.step, self.cfg.steps, row)
 
     def _evaluate(self, evaluate: "Evaluate") -> float:
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        self.policy.train(False)
-        with torch.random.fork_rng(devices=devices), self._averaged():  # how often one evaluates must not change the
-            torch.manual_seed(self.cfg.seed)  # training, and every checkpoint meets the same randomness
+        # How often one evaluates must not change the training, and every checkpoint meets the same randomness.
+        with torch.random.fork_rng(devices=cuda(self.device)), self._averaged():
+            torch.manual_seed(self.cfg.seed)
+            self.policy.train(False)
             success = _finite(float(evaluate(self.policy, self.step)), "evaluation success", self.step)
             self.best.offer(self.step, success, self.policy)
         self.policy.train(True)
@@ -124,18 +129,28 @@ class Training:
             yield
             return
         self.average.store(self.parameters)
-        self.average.copy_to(self.parameters)
+        self._take_average()
         try:
             yield
         finally:
             self.average.restore(self.parameters)
+            self._changed()
+
+    def _take_average(self) -> None:
+        self.average.copy_to(self.parameters)
+        self._changed()
+
+    def _changed(self) -> None:
+        """VINN's database is of other parameters now."""
+        if hasattr(self.policy, "stale"):
+            cast(Any, self.policy).stale = True
 
     def keep(self) -> None:
         """Give the policy the parameters to keep."""
         if self.best.state is not None:
             self.policy.load_state_dict(self.best.state)
         elif self.average is not None:
-            self.average.copy_to(self.parameters)
+            self._take_average()
 
     def state(self) -> dict[str, Any]:
         """All that it needs to go on, as nested dicts and lists of tensors and numbers."""
@@ -194,30 +209,6 @@ def running_mean(parameters: list[nn.Parameter], decay: float) -> Any:
     return EMAModel(parameters, decay=decay, foreach=True)
 
 
-def compiles(cfg: "ImitateConfig", device: torch.device) -> bool:
-    """`cfg.compile`, "auto" being on where it pays."""
-    return cfg.compile == "on" or (cfg.compile == "auto" and device.type == "cuda" and cfg.steps >= WORTH_COMPILING)
-
-
-def compiled(loss: Loss) -> Loss:
-    """The same, compiled, with the same noise; where that fails it warns and goes on without."""
-    graph, works = torch.compile(loss, dynamic=False, options={"fallback_random": True}), True
-
-    def call(window: Tensor, actions: Tensor) -> Tensor:
-        from torch._dynamo.exc import TorchDynamoException
-        from torch._inductor.exc import InductorError
-
-        nonlocal works
-        try:
-            return graph(window, actions) if works else loss(window, actions)
-        except (TorchDynamoException, InductorError) as error:
-            works, reason = False, str(error).strip().split("\n")[0]
-            warnings.warn(f"torch.compile failed, so training takes longer: {reason}", stacklevel=2)
-            return loss(window, actions)
-
-    return call
-
-
 def begin_or_resume(
     training: Training, demos: "Demonstrations", path: Path | None, resume: bool, *, evaluated: bool
 ) -> None:
@@ -251,7 +242,9 @@ def begin_or_resume(
 
 def _settings(training: Training, demos: "Demonstrations", evaluated: bool) -> dict[str, Any]:
     """What must be the same for a training to go on as it would have."""
-    digest = hashlib.sha256(np.ascontiguousarray(demos.actions).tobytes() + np.asarray(demos.lengths).tobytes())
+    digest = hashlib.sha256()
+    for array in (demos.observations, demos.actions, demos.lengths, *(x for _, x in sorted(demos.pictures.items()))):
+        digest.update(np.ascontiguousarray(array).data)
     others = {"policy": type(training.policy).__name__, "demonstrations": digest.hexdigest(), "evaluated": evaluated}
     settings = dataclasses.asdict(training.policy.cfg)
     if (eyes := getattr(training.policy, "eyes", None)) is not None:

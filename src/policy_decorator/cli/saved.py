@@ -44,8 +44,8 @@ def describe(folder: str | Path) -> Saved:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(
-            f"{folder} is {'not a policy' if folder.exists() else 'missing'}: give the folder of one, a file (.onnx, .pt2, "
-            ".ts, .pt) or an address (ws://host:port); functions are refined from Python, with decorate(fn, task)."
+            f"{folder} is {'not a policy' if folder.exists() else 'missing'}: give the folder of one, a file (.onnx, "
+            ".pt2, .ts, .pt) or an address (ws://host:port); functions are refined from Python, with decorate(fn, task)."
         )
     inner = folder / "refined" if (folder / "refined" / "refined.json").exists() else folder
     if (inner / "refined.json").exists():

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from policy_decorator.base_policies.networks import parameters_of
 from policy_decorator.cli import Answer
 from policy_decorator.cli.options import Switch
 from policy_decorator.cli.options import parse as parse_options
@@ -66,7 +67,8 @@ def run(options: Options) -> Answer:
     policy = base if options.base or refined is None else refined
     kind = "refined" if policy is refined else saved.kind
     about = {"policy": kind, "task": task.name, "control_hz": task.control_hz}
-    server = Server(policy, metadata=about, entry=options.entry, device=device, **sizes)
+    how: dict[str, Any] = {"entry": options.entry, "device": device, "parameters": parameters_of(policy)}
+    server = Server(policy, metadata=about, **sizes, **how)
 
     def ready(port: int) -> None:
         if not options.quiet:

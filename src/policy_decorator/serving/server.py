@@ -90,7 +90,10 @@ class Conversation:
 
 
 class Server:
-    """Answers any number of connections, one question at a time, until it is told to `stop`."""
+    """Answers any number of connections, one question at a time, until it is told to `stop`.
+
+    `parameters` is a hash of those of the policy, by which clients notice that another one is served.
+    """
 
     def __init__(
         self,
@@ -101,11 +104,13 @@ class Server:
         metadata: Mapping[str, Any] | None = None,
         entry: str | None = None,
         device: torch.device | None = None,
+        parameters: str | None = None,
     ) -> None:
         self.policy, self.answers, self.connections = policy, 0, 0
         self._talk = lambda: Conversation(policy, obs_size, entry, device or torch.device("cpu"))
         sizes = {"context": policy.context, "chunk": int(getattr(policy, "chunk", 1))}
         sizes |= {"obs_size": obs_size, "action_size": action_size, "memory": hasattr(policy, "session")}
+        sizes |= {"parameters": parameters}
         self.metadata = {**(metadata or {}), OURS: {"version": 1, **sizes}}
 
     def run(self, host: str, port: int, ready: Callable[[int], None] = lambda port: None) -> None:

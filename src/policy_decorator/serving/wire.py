@@ -7,8 +7,9 @@
     error     the server sends the traceback as text and closes
     GET /healthz answers OK
 
-openpi's server has no memory and knows no more. Servers like RoboArena's take an "endpoint" too, "infer" or "reset".
-A server of this package says in its metadata, under `OURS`, that it takes whole batches:
+openpi's server has no memory and knows no more. Servers like RoboArena's want an "endpoint" in every message, "infer"
+or "reset", and may answer the first with the array alone.
+A server of this package says in its metadata, under `OURS`, which policy it serves, and that it takes whole batches:
 
     {"endpoint": "infer", "windows": (K, To, Do) or a map of such, "rows": (K,)} -> {"actions": (K, Ta, Da), "queries"}
     {"endpoint": "reset", "rows": (K,)} -> {"status": "reset successful"}
