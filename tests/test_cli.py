@@ -369,7 +369,7 @@ REFUSED = [
     ("refine --resume", "--out RUN --resume"),
     ("refine --resume --out {base}", "not a run folder"),
     ("refine --resume --out {run} --overwrite --preset paper", "leave out --overwrite, --preset"),
-    ("evaluate {demos}", "functions are refined from Python"),
+    ("evaluate {demos}", "a function is refined from Python"),
     ("evaluate {run} --episodes 0", "--episodes must be at least 1"),
     ("play toy/reach --out x.mp4", "draws no pictures"),
     ("play adroit/door --out x.avi", "ends in .mp4"),

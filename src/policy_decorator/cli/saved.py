@@ -45,7 +45,7 @@ def describe(folder: str | Path) -> Saved:
     if not folder.is_dir():
         raise UserError(
             f"{folder} is {'not a policy' if folder.exists() else 'missing'}: give the folder of one, a file (.onnx, "
-            ".pt2, .ts, .pt) or an address (ws://host:port); functions are refined from Python, with decorate(fn, task)."
+            ".pt2, .ts, .pt) or an address (ws://host:port); a function is refined from Python: decorate(fn, task)."
         )
     inner = folder / "refined" if (folder / "refined" / "refined.json").exists() else folder
     if (inner / "refined.json").exists():
