@@ -45,22 +45,22 @@ def test_it_begins_at_the_mean_length_of_successes() -> None:
 
 def test_it_goes_back_where_all_is_well_and_never_below_zero() -> None:
     curriculum = _curriculum(success_tolerance=0.1, step_back=8)
-    told = (0.5, 0.4, 0.3, 0.8, 0.6, 0.7)  # the base; within; too low; better; too low for the new best; within
+    told = (1.0, 0.5, 0.4, 0.3, 0.8, 0.6, 0.7)  # the base; both, at first; within; too low; better; too low now; within
     steps = []
     for rate in told:
         curriculum.evaluated(_episodes(rate))
         steps.append(int(curriculum.actor.guide_steps))
-    assert steps == [20, 12, 12, 4, 4, 0]
+    assert steps == [20, 20, 12, 12, 4, 4, 0]
     assert curriculum.best == pytest.approx(0.8)
 
 
 def test_means_of_a_window_are_compared() -> None:
     curriculum = _curriculum(success_window=2, success_tolerance=0.0)
     steps = []
-    for rate in (0.5, 0.9, 0.1, 0.8, 0.4):  # means: -, 0.5, 0.45, 0.6
+    for rate in (1.0, 0.9, 0.1, 0.9, 0.0, 0.8, 0.6):  # means: -, -, 0.5 (the first), 0.5, 0.45, 0.4, 0.7
         curriculum.evaluated(_episodes(rate))
         steps.append(int(curriculum.actor.guide_steps))
-    assert steps == [20, 20, 10, 10, 0]
+    assert steps == [20, 20, 20, 10, 10, 10, 0]
     again = _curriculum(success_window=2)
     again.restore(curriculum.state())
     assert again.state() == curriculum.state()

@@ -4,7 +4,8 @@
              actor   from there on
 
 h begins at the mean length of the base's successful episodes. After every evaluation of the two together it goes back
-by `step_back`, if they do as well as they ever did; at 0 the base is out of the game.
+by `step_back`, if they do as well as they ever did; the first such mean only says how well that is. At 0 the base is
+out of the game.
 """
 
 from collections import deque
@@ -63,34 +64,41 @@ class Curriculum:
     chunk: int
     """Environment steps per decision."""
     cfg: Config
+    begun: bool = False
+    """Whether the base's own evaluation has said where h begins."""
     recent: deque[float] = field(default_factory=deque)
     best: float | None = None
+    """Of base and actor together."""
 
     def __call__(self, step: int, episode_step: Tensor) -> Tensor:
         return episode_step * self.chunk >= self.actor.guide_steps
 
     def evaluated(self, episodes: Episodes) -> None:
         """Begin at the mean length of what succeeded (of all, if nothing did), or go back if all is well."""
-        if self.best is None:
+        if not self.begun:
             counted = episodes.env_steps[episodes.success] if episodes.success.any() else episodes.env_steps
             self.actor.guide_steps.fill_(round(float(counted.mean())))
-            self.best = episodes.rate
+            self.begun = True
             return
         self.recent.append(episodes.rate)
         if len(self.recent) < self.cfg.success_window:
             return
         mean = sum(self.recent) / len(self.recent)
         self.recent.popleft()
+        if self.best is None:  # as in its reference: nothing of the kind to compare it with
+            self.best = mean
+            return
         # Differs from the paper: there a mean above best + tolerance, too, would not count as good enough.
         if mean > self.best - self.cfg.success_tolerance - 1e-9:
             self.actor.guide_steps.sub_(self.cfg.step_back).clamp_(min=0)
         self.best = max(self.best, mean)
 
     def state(self) -> dict[str, Any]:
-        return {"recent": list(self.recent), "best": self.best, "guide_steps": int(self.actor.guide_steps)}
+        steps = int(self.actor.guide_steps)
+        return {"begun": self.begun, "recent": list(self.recent), "best": self.best, "guide_steps": steps}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.recent, self.best = deque(state["recent"]), state["best"]
+        self.begun, self.recent, self.best = state["begun"], deque(state["recent"]), state["best"]
         self.actor.guide_steps.fill_(state["guide_steps"])
 
 
