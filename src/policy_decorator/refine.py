@@ -98,6 +98,7 @@ class Refinement:
             chunk=(self.chunk, self.task.action_size),
             capacity=self.cfg.replay_capacity or self.cfg.train.total_steps + self.cfg.envs,
             warmup_steps=self.cfg.train.warmup_steps,
+            evaluations=-(-self.cfg.train.total_steps // self.cfg.train.eval_every),
             seed=TRAINING + self.cfg.seed * EPISODES_PER_SEED,
             device=self.device,
             compiled=self.compiled,

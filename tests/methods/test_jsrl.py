@@ -23,6 +23,7 @@ from policy_decorator.refined import Refined
 from policy_decorator.rl.nets import NetConfig
 from policy_decorator.rl.sac import SACConfig
 from policy_decorator.runlog import RunFolder
+from policy_decorator.train import train
 
 
 def _episodes(rate: float, length: int = 20) -> Episodes:
@@ -31,7 +32,7 @@ def _episodes(rate: float, length: int = 20) -> Episodes:
 
 
 def _curriculum(**changes: Any) -> Curriculum:
-    return Curriculum(Successor(3, (1, 2)), 1, Config(**changes))
+    return Curriculum(Successor(3, (1, 2)), 1, Config(**{"step_back": 10, **changes}))
 
 
 def test_it_begins_at_the_mean_length_of_successes() -> None:
@@ -64,6 +65,41 @@ def test_means_of_a_window_are_compared() -> None:
     again = _curriculum(success_window=2)
     again.restore(curriculum.state())
     assert again.state() == curriculum.state()
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "window", "begin", "wanted"),
+    [
+        (60, 1, 200, 10),  # the paper's run
+        (8, 1, 140, 47),  # the first sets the best, the last is followed by none: half of six must do
+        (8, 3, 140, 70),
+        (60, 1, 300, 11),
+        (1, 1, 30, 30),
+    ],
+)
+def test_a_short_run_goes_back_in_larger_steps(evaluations: int, window: int, begin: int, wanted: int) -> None:
+    cfg = Config(success_window=window)
+    curriculum = Curriculum(Successor(3, (1, 2)), 1, cfg, evaluations)
+    curriculum.evaluated(_episodes(1.0, begin))
+    assert curriculum.step_back == wanted
+    for k in range(evaluations - 1):  # before the last; every second one is no good
+        curriculum.evaluated(_episodes(1.0 if window > 1 or k % 2 == 0 else 0.5, begin))
+    assert (curriculum.actor.guide_steps == 0) == (evaluations > 1)
+    given = Curriculum(Successor(3, (1, 2)), 1, replace(cfg, step_back=10), evaluations)
+    given.evaluated(_episodes(1.0, begin))
+    assert given.step_back == 10
+
+
+def test_a_run_says_how_often_it_evaluates(make_config: Any, steady: nn.Module) -> None:
+    config = make_config(total_steps=610, eval_every=200)
+    config = replace(config, method="jsrl", learn=settings_of("jsrl", config.learn))
+    refinement = Refinement(config, steady, None)
+    told: list[Episodes] = []
+    object.__setattr__(refinement.run, "evaluated", told.append)
+    train(config.train, refinement.run, lambda _: None, refinement.evaluate, lambda: None)
+    refinement.close()
+    gate: Any = refinement.run.collector.gate
+    assert gate.evaluations == len(told) == 4
 
 
 def test_the_gate_opens_behind_the_guide() -> None:

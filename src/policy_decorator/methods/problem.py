@@ -36,6 +36,8 @@ class Problem:
     """Decisions the replay holds."""
     warmup_steps: int
     """Environment steps before the first update."""
+    evaluations: int = 60
+    """How often what is learned is evaluated in training; where nothing is said, as often as in the paper."""
     shapes: Shapes = field(default_factory=dict)
     """(C, H, W) of the pictures that the task shows."""
     seed: int = 0
