@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.envs.toy import TASKS
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.evaluation import TEST, Episodes, run_episodes
-from policy_decorator.memory import session
+from policy_decorator.memory import kept, session
 from policy_decorator.methods import METHODS, settings_of
 from policy_decorator.methods.alone import Takeover
 from policy_decorator.methods.jsrl import Config, Curriculum, JumpStarted, Successor
@@ -131,6 +131,36 @@ def test_every_row_is_handed_over_at_its_own_time() -> None:
     base = [0.5, 0.5]
     assert [row[0] for row in acted] == [base, base, own, own]
     assert [row[1] for row in acted] == [base, base, base, own]
+
+
+def test_a_run_on_top_of_it_goes_on_in_mid_episode(steady: nn.Module) -> None:
+    actor = Successor(4, (1, 2))
+    actor.guide_steps.fill_(3)
+    policy, rows, window = JumpStarted(Constant(), actor, Takeover()), torch.arange(2), torch.zeros(2, 1, 4)
+    one, two = session(policy), session(policy)
+    one.reset(rows)
+    for _ in range(5):
+        one.act(window, rows)
+    one.reset(rows[1:])
+    cast(Any, two).restore(kept(one))
+    answers = [x.act(window, rows)[:, 0].tolist() for x in (one, two)]
+    assert answers[0] == answers[1]
+    assert answers[1][0] != answers[1][1] == [0.5, 0.5]
+    assert kept(session(JumpStarted(Forgetful(steady), actor, Takeover()))) is None  # nor can this be resumed
+
+
+class Forgetful:
+    """Remembers, and does not say what."""
+
+    context, queries = 1, 0
+
+    def __init__(self, base: Any) -> None:
+        self.act = lambda window, rows: base.act(window)
+
+    def session(self) -> "Forgetful":
+        return self
+
+    def reset(self, rows: Tensor) -> None: ...
 
 
 def test_the_base_counts_as_the_actor_where_it_acts(steady: nn.Module, small: Any) -> None:
