@@ -131,6 +131,7 @@ def test_it_may_be_interrupted_again_and_again_and_at_any_point_of_the_rhythm(
     _assert_same(tmp_path / "whole", tmp_path / "cut")
     epsilons = [line["train/epsilon"] for line in RunFolder.open(tmp_path / "whole").metrics()]
     assert epsilons[0] < epsilons[-1]  # the residual was let in
+    assert RunFolder.open(tmp_path / "whole").summary()["horizon"] == horizon
 
 
 SWITCHES: dict[str, dict[str, Any]] = {

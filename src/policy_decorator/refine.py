@@ -250,7 +250,13 @@ class Refinement:
 
     def _log(self, metrics: Mapping[str, float]) -> None:
         if self.folder is not None:
-            self.folder.log({**metrics, "train/epsilon": self._epsilon()}, self.counts())
+            guide = {f"train/{name}": float(steps) for name, steps in self._guide.items()}
+            self.folder.log({**metrics, "train/epsilon": self._epsilon(), **guide}, self.counts())
+
+    @property
+    def _guide(self) -> dict[str, Tensor]:
+        """JSRL's h, with which the actor was evaluated; nothing of other methods."""
+        return {name: x for name, x in self._residual.named_buffers() if name == "guide_steps"}
 
     def _epsilon(self) -> float:
         epsilon = getattr(self.run.collector.gate, "epsilon", None)
@@ -319,7 +325,8 @@ class Refinement:
             "threads": torch.get_num_threads(),
             "wall_seconds": round(self.folder.wall_seconds, 1) if self.folder else None,
             "bound": getattr(self.run.collector.composition, "bound", None),
-            "horizon": getattr(self.run.collector.gate, "horizon", "auto"),
+            "horizon": getattr(self.run.collector.gate, "horizon", None),
+            **{name: int(steps) for name, steps in self._guide.items()},
             "kept_checkpoint_step": kept_step,
             "base_parameters_sha256": hash_after,
             "base_deterministic": self.base_deterministic,

@@ -91,7 +91,7 @@ def test_a_short_run_goes_back_in_larger_steps(evaluations: int, window: int, be
 
 
 def test_a_run_says_how_often_it_evaluates(make_config: Any, steady: nn.Module) -> None:
-    config = make_config(total_steps=610, eval_every=200)
+    config = make_config(total_steps=410, eval_every=200, eval_episodes=2)
     config = replace(config, method="jsrl", learn=settings_of("jsrl", config.learn))
     refinement = Refinement(config, steady, None)
     told: list[Episodes] = []
@@ -99,7 +99,23 @@ def test_a_run_says_how_often_it_evaluates(make_config: Any, steady: nn.Module) 
     train(config.train, refinement.run, lambda _: None, refinement.evaluate, lambda: None)
     refinement.close()
     gate: Any = refinement.run.collector.gate
-    assert gate.evaluations == len(told) == 4
+    assert gate.evaluations == len(told) == 3
+
+
+def test_where_the_base_hands_over_is_written_down(tmp_path: Path, make_config: Any, steady: nn.Module) -> None:
+    config = make_config(total_steps=300, log_every=100, eval_every=100, warmup_steps=300)
+    learn = replace(cast(Any, settings_of("jsrl", config.learn)), step_back=2, success_tolerance=1.0)
+    config = replace(config, method="jsrl", learn=learn, keep="last")
+    folder = RunFolder.create(tmp_path / "run", config, tensorboard=False)
+    refined, _ = refine(config, cast(Any, steady), folder)
+    lines = [line for line in folder.metrics() if "eval/full" in line]
+    begin = lines[0]["train/guide_steps"]  # of the base's own evaluation
+    assert [line["train/guide_steps"] for line in lines] == [begin, begin, begin, begin - 2]  # as it was evaluated
+    actor: Any = refined.policy.actor
+    assert refined.summary["guide_steps"] == actor.guide_steps == begin - 4
+    assert refined.summary["horizon"] is None
+    shares = [line["train/residual_share"] for line in folder.metrics() if "train/residual_share" in line]
+    assert 0 < max(shares) < 0.9  # the base's steps are not the actor's
 
 
 def test_the_gate_opens_behind_the_guide() -> None:

@@ -135,7 +135,7 @@ class JumpStarted(BaseFirst):
 def build(cfg: Config, p: Problem) -> Run:
     """Raises UserError: a task with pictures."""
     refuse_pictures("jsrl", p)
-    composition, monitor = Takeover(), Monitor()
+    composition = Takeover()
     plain, critics = networks(cfg, p, p.obs_size, p.obs_size, p.action_size)
     actor = Successor(p.obs_size, p.chunk, cfg.nets).to(p.device)
     actor.load_state_dict(plain.state_dict() | {"guide_steps": actor.guide_steps})
@@ -148,6 +148,6 @@ def build(cfg: Config, p: Problem) -> Run:
         learner=learner,
         explores=explores,
         policy=JumpStarted(p.base, actor, composition),
-        monitor=monitor,
+        monitor=Monitor(composition.idle),
     )
     return replace(run, evaluated=curriculum.evaluated)

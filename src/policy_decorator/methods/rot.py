@@ -84,7 +84,7 @@ def build(cfg: Config, p: Problem) -> Run:
         learner=learner,
         explores=actor,
         policy=FineTuned(p.base, actor, composition),
-        monitor=Monitor(),
+        monitor=Monitor(composition.idle),
     )
     target: Any = learner.target
     reward = TransportReward(episodes_of(shown, cfg.compared), target.look)

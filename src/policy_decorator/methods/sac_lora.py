@@ -111,7 +111,7 @@ def build(cfg: Config, p: Problem) -> Run:
         learner=OffsetSAC(actor, _critics(cfg, p, base), composition, p.action_size, cfg.sac, **how),
         explores=actor,
         policy=Opened(p.base, actor, composition, first) if first else FineTuned(p.base, actor, composition),
-        monitor=Monitor(),
+        monitor=Monitor(composition.idle),
     )
     intake = OwnDecisions(cfg.n_step, cfg.sac.gamma) if first else run.intake
     return replace(run, intake=intake, knows=True)
