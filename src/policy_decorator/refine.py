@@ -130,6 +130,7 @@ class Refinement:
         obs, action = (x[torch.zeros(n, dtype=torch.long)] for x in (c.seen(c.window), c.action))
         flat = torch.zeros(n, device=self.device)
         batch = Transition(obs, action, action, flat, flat, flat + 1, obs, action)
+        batch = batch if self.run.shaped is None else self.run.shaped(batch)
         if offline is not None:
             with torch.random.fork_rng():
                 batch = offline.data.sample(n)

@@ -152,6 +152,8 @@ class Run:
     """What is learned from demonstrations before the first environment step; its policy needs no random warm-up."""
     reward: Reward | None = None
     """What the decisions are rewarded by; None: success."""
+    shaped: Callable[[Transition], Transition] | None = None
+    """Decisions of the collector as the rows of a batch are; None: they are the same."""
     knows: bool = False
     """Whether its actor acts itself from the first step on, without a random warm-up."""
 
