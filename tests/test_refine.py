@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,11 +18,13 @@ from policy_decorator.base_policies.checkpoint import parameter_hash, save_polic
 from policy_decorator.base_policies.mlp import MLPConfig
 from policy_decorator.config import RefineConfig
 from policy_decorator.demos.dataset import Demonstrations
+from policy_decorator.demos.record import record_expert
 from policy_decorator.envs.toy import SPEED, TASKS, BiasedController
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError
 from policy_decorator.evaluation import EPISODES_PER_SEED, TEST, TRAINING, VALIDATION, run_episodes
 from policy_decorator.hardware import uses_cuda_graphs
+from policy_decorator.methods import settings_of
 from policy_decorator.progress import Silent
 from policy_decorator.refine import Refinement, refine
 from policy_decorator.refined import Refined
@@ -74,6 +76,26 @@ def test_measuring_the_threads_leaves_no_trace(
         assert refined.summary["threads"] == torch.get_num_threads()
     assert len(asked) == 1
     assert _metrics(folders[0]) == _metrics(folders[1])
+
+
+@pytest.mark.parametrize("method", ["dac", "gail", "jsrl", "cql", "fish"])
+def test_threads_are_measured_on_batches_of_every_method(
+    method: str, make_config: MakeConfig, steady: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if method == "fish":
+        pytest.importorskip("ot", reason="POT is not installed")
+    shown = record_expert(TASKS["toy/reach"], 3, seed=500_000)
+    measured: list[int] = []
+
+    def fastest(work: Callable[[], object]) -> int:
+        work()
+        measured.append(torch.get_num_threads())
+        return measured[0]
+
+    monkeypatch.setattr(machine, "fastest_threads", fastest)
+    config = make_config(method=method, learn=settings_of(method, make_config().learn), threads="auto")
+    Refinement(config, cast(Any, steady), None, shown).close()
+    assert len(measured) == 1
 
 
 def test_the_same_seed_gives_the_same_run_and_another_one_another(

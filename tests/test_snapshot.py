@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -25,6 +25,8 @@ from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.envs.toy import BiasedController
 from policy_decorator.errors import UserError
 from policy_decorator.methods import settings_of
+from policy_decorator.methods.alone import Takeover
+from policy_decorator.methods.jsrl import JumpStarted, Successor
 from policy_decorator.progress import Silent, Update
 from policy_decorator.rl.nets import NetConfig
 from policy_decorator.rl.ppo import PPOConfig
@@ -133,6 +135,7 @@ def test_it_may_be_interrupted_again_and_again_and_at_any_point_of_the_rhythm(
     _assert_same(tmp_path / "whole", tmp_path / "cut")
     epsilons = [line["train/epsilon"] for line in RunFolder.open(tmp_path / "whole").metrics()]
     assert epsilons[0] < epsilons[-1]  # the residual was let in
+    assert RunFolder.open(tmp_path / "whole").summary()["horizon"] == horizon
 
 
 SWITCHES: dict[str, dict[str, Any]] = {
@@ -180,6 +183,26 @@ def test_a_reward_that_is_learned_or_computed_goes_on(
         api.run(config, base, out=tmp_path / "cut", display=Interrupted(300), **how)
     state = snapshot.read(tmp_path / "cut" / "checkpoints" / "last.pt", torch.device("cpu"))
     assert state["reward"]
+    api.run(config, base, out=tmp_path / "cut", resume=True)
+    _assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("kind", ["dropout", "jump-started"])
+def test_a_curriculum_goes_on(kind: str, tmp_path: Path, make_config: MakeConfig, noisy: nn.Module) -> None:
+    """With an evaluation in its window and after it has gone back; and on a base that counts an episode's steps."""
+    short = {"total_steps": 360, "log_every": 20, "eval_every": 40, "save_every": 120}
+    config = make_config(**short, eval_episodes=4, test_episodes=4)
+    learn: Any = settings_of("jsrl", config.learn)
+    config = replace(config, method="jsrl", learn=replace(learn, step_back=1, success_window=2, success_tolerance=1.0))
+    first = Successor(4, (1, 2))
+    first.guide_steps.fill_(9)
+    base: Any = JumpStarted(cast(Any, noisy), first, Takeover()) if kind == "jump-started" else noisy
+    api.run(config, base, out=tmp_path / "whole", force=True)
+    with pytest.raises(KeyboardInterrupt):
+        api.run(config, base, out=tmp_path / "cut", display=Interrupted(300), force=True)
+    gate = snapshot.read(tmp_path / "cut" / "checkpoints" / "last.pt", torch.device("cpu"))["gate"]
+    assert gate["begin"] > gate["guide_steps"] > 0
+    assert gate["recent"]
     api.run(config, base, out=tmp_path / "cut", resume=True)
     _assert_same(tmp_path / "whole", tmp_path / "cut")
 

@@ -102,6 +102,7 @@ class Refinement:
             chunk=(self.chunk, self.task.action_size),
             capacity=self.cfg.replay_capacity or self.cfg.train.total_steps + self.cfg.envs,
             warmup_steps=self.cfg.train.warmup_steps,
+            evaluations=-(-self.cfg.train.total_steps // self.cfg.train.eval_every),
             seed=TRAINING + self.cfg.seed * EPISODES_PER_SEED,
             device=self.device,
             compiled=self.compiled,
@@ -133,6 +134,7 @@ class Refinement:
         obs, action = (x[torch.zeros(n, dtype=torch.long)] for x in (c.seen(c.window), c.action))
         flat = torch.zeros(n, device=self.device)
         batch = Transition(obs, action, action, flat, flat, flat + 1, obs, action)
+        batch = batch if self.run.shaped is None else self.run.shaped(batch)
         if offline is not None:
             with torch.random.fork_rng():
                 batch = offline.data.sample(n)
@@ -253,7 +255,13 @@ class Refinement:
 
     def _log(self, metrics: Mapping[str, float]) -> None:
         if self.folder is not None:
-            self.folder.log({**metrics, "train/epsilon": self._epsilon()}, self.counts())
+            guide = {f"train/{name}": float(steps) for name, steps in self._guide.items()}
+            self.folder.log({**metrics, "train/epsilon": self._epsilon(), **guide}, self.counts())
+
+    @property
+    def _guide(self) -> dict[str, Tensor]:
+        """JSRL's h, with which the actor was evaluated; nothing of other methods."""
+        return {name: x for name, x in self._residual.named_buffers() if name == "guide_steps"}
 
     def _epsilon(self) -> float:
         epsilon = getattr(self.run.collector.gate, "epsilon", None)
@@ -330,7 +338,8 @@ class Refinement:
             "threads": torch.get_num_threads(),
             "wall_seconds": round(self.folder.wall_seconds, 1) if self.folder else None,
             "bound": getattr(self.run.collector.composition, "bound", None),
-            "horizon": getattr(self.run.collector.gate, "horizon", "auto"),
+            "horizon": getattr(self.run.collector.gate, "horizon", None),
+            **{name: int(steps) for name, steps in self._guide.items()},
             "kept_checkpoint_step": kept_step,
             "base_parameters_sha256": hash_after,
             "base_deterministic": self.base_deterministic,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from tuned import reaching
 
+from policy_decorator.base_policies.diffusion import DiffusionConfig, DiffusionPolicy
 from policy_decorator.decorator import ProgressiveExploration, Residual
 from policy_decorator.envs.toy import Reach
 from policy_decorator.errors import MissingExtra, UserError
@@ -134,6 +135,26 @@ def test_distances_are_measured_where_it_is_asked_for(small: Any, steady: nn.Mod
     with pytest.raises(UserError, match="no features"):
         features(steady, "features")
     torch.testing.assert_close(of_windows(lambda w: w.flatten(1), 2)(frames)[0], frames[0].repeat(2))
+
+
+@pytest.mark.parametrize("network", ["unet", "mlp"])
+def test_a_diffusion_policys_film_layer_is_where_it_has_one(network: Any, small: Any) -> None:
+    """What has no such layer is known before the first episode."""
+    sizes: dict[str, Any] = {"context": 1, "horizon": 2, "chunk": 1, "widths": (8,), "step_size": 4, "mlp_width": 8}
+    base = DiffusionPolicy(DiffusionConfig(network=network, **sizes), 4, 2)
+    frames, statistics = torch.randn(6, 4), (torch.zeros(4), torch.ones(4))
+
+    def look(distances: Any) -> Tensor:
+        run = _build(small, base, distances=distances, obs_statistics=statistics)
+        return cast(TransportReward, run.reward).features(frames)
+
+    film = base.features(frames[:, None]) if network == "unet" else frames / 1.001
+    torch.testing.assert_close(look("auto"), film)
+    if network == "unet":
+        torch.testing.assert_close(look("features"), film)
+    else:
+        with pytest.raises(UserError, match="--network unet"):
+            look("features")
 
 
 def test_it_is_compared_with_the_first_that_succeed(small: Any, steady: nn.Module) -> None:

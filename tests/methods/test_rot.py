@@ -37,7 +37,8 @@ def _pot() -> None:
 def _base(kind: str) -> Any:
     if kind == "mlp":
         return build("mlp", 4, 2, MLPConfig(width=16, depth=1, context=3))
-    cfg = BeTConfig(context=3, clusters=4, layers=1, heads=2, width=8, dropout=0.0)
+    bounded: dict[str, Any] = {"bounded_offset": True, "action_scale": 0.5} if kind == "bounded bet" else {}
+    cfg = BeTConfig(context=3, clusters=4, layers=1, heads=2, width=8, dropout=0.0, **bounded)
     policy: Any = build("bet", 4, 2, cfg)
     policy.centres.copy_(torch.tensor([[0.5, 0.5], [-0.5, 0.5], [0.5, -0.5], [-0.5, -0.5]]))
     return policy
@@ -62,7 +63,7 @@ def _collect(run: Run, decisions: int) -> None:
             run.replay.add(kept)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "bet"])
+@pytest.mark.parametrize("kind", ["mlp", "bet", "bounded bet"])
 def test_it_begins_as_the_base_and_leaves_that_alone(kind: str, small: Any) -> None:
     base = _base(kind).requires_grad_(False)
     before = {name: x.clone() for name, x in base.state_dict().items()}

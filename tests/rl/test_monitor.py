@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from policy_decorator.methods.alone import Takeover
 from policy_decorator.rl.monitor import Monitor
 from policy_decorator.types import Step, Transition
 
@@ -32,6 +33,17 @@ def test_readings_by_hand() -> None:
         }
     )
     assert monitor.read() == {"train/success": 0.5}  # sizes are since the last reading, successes the last hundred
+
+
+def test_where_the_base_acts_for_an_actor_the_actor_did_not_speak() -> None:
+    """Of methods whose actor acts alone, the base's action stands for its own (`Takeover`)."""
+    monitor, zero, obs = Monitor(Takeover().idle), torch.zeros(2), torch.zeros(2, 3)
+    raw, base = torch.tensor([[[0.99, -0.5]], [[0.2, 0.4]]]), torch.tensor([[[0.99, -0.5]], [[0.2, 0.5]]])
+    t = Transition(obs, raw, base, zero, zero, zero, obs, base)
+    no = torch.zeros(2, dtype=torch.bool)
+    monitor.observe(t, Step(obs[:, None], obs[:, None], no, no, no, torch.ones(2, dtype=torch.long), torch.arange(2)))
+    seen = {"train/residual_share": 0.5, "train/residual_norm": 0.3, "train/saturation": 0.0}
+    assert monitor.read() == pytest.approx(seen)
 
 
 def test_a_handful_of_episodes_makes_no_rate() -> None:

@@ -36,22 +36,31 @@ def _decisions(t: int, b: int, obs: int = 3, action: int = 2) -> tuple[Transitio
     return Transition(o[:-1], raw, base, torch.randn(shape), terminated, one, o[1:], base), done
 
 
+def _summed(
+    reward: Tensor, value: Tensor, following: Tensor, terminated: Tensor, done: Tensor, gamma: float, lam: float
+) -> Tensor:
+    """Advantages (T, B), each as a sum of its own: an end of whatever kind breaks it off, a termination is worth 0."""
+    found = torch.zeros_like(value)
+    steps, rows = value.shape
+    for row in range(rows):
+        for start in range(steps):
+            weight = 1.0
+            for k in range(start, steps):
+                ahead = 0.0 if terminated[k, row] else following[k, row].item()
+                found[start, row] += weight * (reward[k, row].item() + gamma * ahead - value[k, row].item())
+                if done[k, row]:
+                    break
+                weight *= gamma * lam
+    return found
+
+
 @pytest.mark.parametrize("lam", [0.0, 0.7, 1.0])
 def test_advantages_are_a_direct_sum(lam: float) -> None:
     gamma, t, b = 0.9, 9, 4
     (reward, value, following), done = torch.randn(3, t, b), (torch.rand(t, b) < 0.3).float()
     terminated = done * (torch.rand(t, b) < 0.5)
-    found = advantages(reward, value, following, terminated, done, gamma, lam)
-    for row in range(b):
-        for start in range(t):
-            total, weight = 0.0, 1.0
-            for k in range(start, t):
-                ahead = 0.0 if terminated[k, row] else following[k, row].item()
-                total += weight * (reward[k, row].item() + gamma * ahead - value[k, row].item())
-                if done[k, row]:
-                    break
-                weight *= gamma * lam
-            assert found[start, row].item() == pytest.approx(total, abs=1e-5)
+    given = reward, value, following, terminated, done, gamma, lam
+    torch.testing.assert_close(advantages(*given), _summed(*given), rtol=0, atol=1e-5)
 
 
 def test_ratios_are_those_of_tanh_gaussians() -> None:
@@ -82,11 +91,18 @@ def test_an_action_at_the_edge_is_no_infinity() -> None:
 
 
 def test_a_first_step_is_the_policy_gradient() -> None:
-    """At ratio 1 nothing is clipped: the gradient is that of -A log pi, and of the squared error of the value."""
+    """At ratio 1 nothing is clipped: the gradient is that of -A log pi, and of the squared error of the value.
+
+    Behind a time-out there is a value, behind a termination none.
+    """
     ppo = _ppo(epochs=1, minibatches=1, target_kl=None)
     t, done = _decisions(8, 4)
-    seen, raw, _, advantage, goal, spoke = ppo._prepare(t, done)
-    assert spoke.all()
+    assert (done > t.terminated).any()
+    seen, raw = t.obs.flatten(0, 1), t.raw.flatten(0, 1)
+    with torch.no_grad():
+        value, following = (ppo.critic(x.flatten(0, 1), x.new_zeros(32, 0))[0].view(8, 4) for x in (t.obs, t.next_obs))
+        advantage = _summed(0.1 * t.reward, value, following, t.terminated, done, 0.9, 0.95).flatten()
+        goal = advantage + value.flatten()
     normal = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
     density, _ = ppo.log_density(seen, raw)
     loss = -(normal * density).mean() + 0.5 * ((ppo.values(seen) - goal) ** 2).mean()

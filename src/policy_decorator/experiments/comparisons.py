@@ -23,8 +23,6 @@ STEPS: Mapping[str, int] = {
     "robosuite/transport": 100_000,
 }
 """Environment steps of every run."""
-LONGEST = {PEG: 200, "adroit/door": 300, "maniskill/stack-cube": 200}
-"""Environment steps of an episode."""
 OTHERS_ON = (PEG, "adroit/door", "maniskill/stack-cube")
 DPPO_ON = ("robosuite/square", "robosuite/transport")
 FINE_TUNING_ON = ("adroit/door", "adroit/pen")
@@ -60,9 +58,9 @@ JUMP_STARTS = 20
 
 
 def _jsrl(task: str) -> Entry:
-    """So many evaluations, and such steps back, that the base can be out of the game after half of the run."""
+    """Evaluated often: `step_back` follows from how many evaluations there are."""
     rhythm: dict[str, Any] = {"train": {"eval_every": STEPS[task] // JUMP_STARTS}, "run": {"eval_episodes": 20}}
-    return _entry(task, "JSRL", method="jsrl", learn={"step_back": 2 * LONGEST[task] // JUMP_STARTS}, **rhythm)
+    return _entry(task, "JSRL", method="jsrl", **rhythm)
 
 
 def _dppo(task: str, label: str = "DPPO", **run: Any) -> Entry:

@@ -18,7 +18,7 @@ from policy_decorator.methods import gail
 from policy_decorator.methods.alone import Alone, Takeover, collector_alone, own_actions, refuse_pictures
 from policy_decorator.methods.off_policy import update_of
 from policy_decorator.methods.problem import Problem, Run
-from policy_decorator.rl.absorbing import AbsorbingCritics, Endless
+from policy_decorator.rl.absorbing import AbsorbingCritics, Endless, in_an_episode
 from policy_decorator.rl.demonstrations import transitions
 from policy_decorator.rl.discriminator import DiscriminatorConfig
 from policy_decorator.rl.exploration import Explorer
@@ -91,6 +91,7 @@ def build(cfg: Config, p: Problem) -> Run:
         policy=Alone(p.base, actor, Takeover()),
         update=update_of(p, learner),
         reward=judge.d,
+        shaped=in_an_episode,
         judge=judge,
         demonstrated=judge.pairs(batch),
         every=cfg.discriminator_every,

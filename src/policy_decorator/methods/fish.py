@@ -4,11 +4,12 @@
     reward = how cheaply the episode can be carried over to a demonstration      (`rl/transport.py`)
 
 Success is measured, never rewarded. The base is VINN in FISH and in the paper (`pidec imitate vinn`); any other will
-do. Where the base says what it makes of a window (`features(window)`: VINN, BeT), distances are measured there.
+do. Where the base says what it makes of a window (`features(window)`: VINN, BeT, the FiLM layer of a Diffusion Policy
+whose network is a U-Net), distances are measured there.
 
 The paper does not say: how large the offset may be (here FISH's 0.2), with how many demonstrations an episode is
-compared, and how the offset learns (here as Policy Decorator's residual). Differs from the paper: on a Diffusion Policy
-distances are measured between standardised observations, not in its FiLM encoder.
+compared, how the offset learns (here as Policy Decorator's residual), and which layer a "FiLM encoder" is (here what
+modulates the U-Net's first block at the last denoising step).
 """
 
 from collections.abc import Callable
@@ -86,12 +87,22 @@ def build(cfg: Config, p: Problem) -> Run:
 
 def _features(cfg: Config, p: Problem) -> Callable[[Tensor], Tensor]:
     """(T, Do) -> (T, F)."""
-    base: Any = unqueued(p.base)
-    if cfg.distances == "features" and not hasattr(base, "features"):
-        raise UserError("This base policy has no features: take distances = standardized, or VINN or BeT as the base.")
-    if cfg.distances in ("auto", "features") and hasattr(base, "features"):
-        return of_windows(base.features, base.context)
+    if cfg.distances in ("auto", "features"):
+        base: Any = unqueued(p.base)
+        try:
+            return of_windows(_looking(base, p), base.context)
+        except UserError:
+            if cfg.distances == "features":
+                raise
     if cfg.distances == "obs" or p.obs_statistics is None:
         return lambda obs: obs
     mean, std = (x.to(p.device) for x in p.obs_statistics)
     return lambda obs: (obs - mean) / (std + 1e-3)
+
+
+def _looking(base: Any, p: Problem) -> Callable[[Tensor], Tensor]:
+    """The base's features of windows, tried once: a network may have none. Raises UserError."""
+    if not hasattr(base, "features"):
+        raise UserError("This base policy has no features: take distances = standardized, or VINN or BeT as the base.")
+    base.features(torch.zeros(1, base.context, p.obs_size, device=p.device))
+    return base.features

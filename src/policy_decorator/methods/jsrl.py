@@ -4,12 +4,14 @@
              actor   from there on
 
 h begins at the mean length of the base's successful episodes. After every evaluation of the two together it goes back
-by `step_back`, if they do as well as they ever did; at 0 the base is out of the game.
+by `step_back`, if they do as well as they ever did; the first such mean only says how well that is. At 0 the base is
+out of the game.
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,8 +34,9 @@ class Config(OffPolicyConfig):
 
     OWN = DEMO_SHARE
 
-    step_back: int = 10
-    """Environment steps by which the base hands over earlier."""
+    step_back: int | Literal["auto"] = "auto"
+    """Environment steps by which the base hands over earlier; auto: the paper's 10, or as many more as it takes to
+    come to 0 in a short run, even if half of its evaluations are no good."""
     success_window: int = 1
     """Evaluations in the mean that is compared with the best one."""
     success_tolerance: float = 0.05
@@ -41,10 +44,14 @@ class Config(OffPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.step_back, self.success_window) < 1:
+        if min(1 if self.step_back == "auto" else self.step_back, self.success_window) < 1:
             raise UserError("step_back and success_window must be at least 1.")
         if self.learner == "ppo":
             raise UserError("jsrl learns with sac or td3.")
+
+
+STEP_BACK = 10
+"""The paper's, whose runs have 60 evaluations."""
 
 
 class Successor(TanhGaussian):
@@ -65,34 +72,51 @@ class Curriculum:
     chunk: int
     """Environment steps per decision."""
     cfg: Config
+    evaluations: int = 60
+    """Of base and actor together, in all of the training."""
+    begin: int | None = None
+    """h at first; None until the base's own evaluation has said it."""
     recent: deque[float] = field(default_factory=deque)
     best: float | None = None
+    """Of base and actor together."""
 
     def __call__(self, step: int, episode_step: Tensor) -> Tensor:
         return episode_step * self.chunk >= self.actor.guide_steps
 
     def evaluated(self, episodes: Episodes) -> None:
         """Begin at the mean length of what succeeded (of all, if nothing did), or go back if all is well."""
-        if self.best is None:
+        if self.begin is None:
             counted = episodes.env_steps[episodes.success] if episodes.success.any() else episodes.env_steps
-            self.actor.guide_steps.fill_(round(float(counted.mean())))
-            self.best = episodes.rate
+            self.begin = round(float(counted.mean()))
+            self.actor.guide_steps.fill_(self.begin)
             return
         self.recent.append(episodes.rate)
         if len(self.recent) < self.cfg.success_window:
             return
         mean = sum(self.recent) / len(self.recent)
         self.recent.popleft()
+        if self.best is None:  # as in its reference: nothing of the kind to compare it with
+            self.best = mean
+            return
         # Differs from the paper: there a mean above best + tolerance, too, would not count as good enough.
         if mean > self.best - self.cfg.success_tolerance - 1e-9:
-            self.actor.guide_steps.sub_(self.cfg.step_back).clamp_(min=0)
+            self.actor.guide_steps.sub_(self.step_back).clamp_(min=0)
         self.best = max(self.best, mean)
 
+    @property
+    def step_back(self) -> int:
+        """Of the evaluations those count that can move h and are followed by another: it is to be seen at 0."""
+        if self.cfg.step_back != "auto":
+            return self.cfg.step_back
+        moves = (self.evaluations - self.cfg.success_window - 1) // 2
+        return max(STEP_BACK, math.ceil((self.begin or 0) / max(moves, 1)))
+
     def state(self) -> dict[str, Any]:
-        return {"recent": list(self.recent), "best": self.best, "guide_steps": int(self.actor.guide_steps)}
+        steps = int(self.actor.guide_steps)
+        return {"begin": self.begin, "recent": list(self.recent), "best": self.best, "guide_steps": steps}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.recent, self.best = deque(state["recent"]), state["best"]
+        self.begin, self.recent, self.best = state["begin"], deque(state["recent"]), state["best"]
         self.actor.guide_steps.fill_(state["guide_steps"])
 
 
@@ -113,11 +137,11 @@ class JumpStarted(BaseFirst):
 def build(cfg: Config, p: Problem) -> Run:
     """Raises UserError: a task with pictures."""
     refuse_pictures("jsrl", p)
-    composition, monitor = Takeover(), Monitor()
+    composition = Takeover()
     plain, critics = networks(cfg, p, p.obs_size, p.obs_size, p.action_size)
     actor = Successor(p.obs_size, p.chunk, cfg.nets).to(p.device)
     actor.load_state_dict(plain.state_dict() | {"guide_steps": actor.guide_steps})
-    curriculum = Curriculum(actor, p.chunk[0], cfg)
+    curriculum = Curriculum(actor, p.chunk[0], cfg, p.evaluations)
     learner, explores = learner_of(cfg, p, actor, critics, composition)
     run = assemble(
         cfg,
@@ -126,6 +150,6 @@ def build(cfg: Config, p: Problem) -> Run:
         learner=learner,
         explores=explores,
         policy=JumpStarted(p.base, actor, composition),
-        monitor=monitor,
+        monitor=Monitor(composition.idle),
     )
     return replace(run, evaluated=curriculum.evaluated)

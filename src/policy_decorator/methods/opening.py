@@ -30,3 +30,11 @@ class BaseFirst(DecoratedPolicy):
         steps = self.counts.read("steps", rows, ONE)
         self.counts.write("steps", rows, steps + base.shape[1])
         return torch.where((steps.to(base.device) < after)[:, None, None], base, own)
+
+    def state(self) -> dict[str, Any] | None:
+        base = super().state()
+        return None if base is None else {"counts": self.counts.state(), "base": base}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.counts.restore(state["counts"])
+        super().restore(state["base"])

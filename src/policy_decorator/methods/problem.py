@@ -36,6 +36,8 @@ class Problem:
     """Decisions the replay holds."""
     warmup_steps: int
     """Environment steps before the first update."""
+    evaluations: int = 60
+    """How often what is learned is evaluated in training; where nothing is said, as often as in the paper."""
     shapes: Shapes = field(default_factory=dict)
     """(C, H, W) of the pictures that the task shows."""
     seed: int = 0
@@ -150,6 +152,8 @@ class Run:
     """What is learned from demonstrations before the first environment step; its policy needs no random warm-up."""
     reward: Reward | None = None
     """What the decisions are rewarded by; None: success."""
+    shaped: Callable[[Transition], Transition] | None = None
+    """Decisions of the collector as the rows of a batch are; None: they are the same."""
     knows: bool = False
     """Whether its actor acts itself from the first step on, without a random warm-up."""
 

@@ -8,8 +8,9 @@ Success is measured, never rewarded. The base is a Behavior Transformer, as in t
 
 The paper does not say: w, lambda's form, the trunk's size and the number of demonstrations compared; they are ROT's. It
 takes SAC where ROT takes DDPG with noise of a fixed size. Of a Behavior Transformer the offsets learn, as in B.4.1; a
-demonstrated action is imitated in the cluster it belongs to. Differs from the paper: no LoRA, no tanh on the offsets,
-and the target critics' trunk is used as it is at the end of an episode, where ROT's code copies it now and then.
+demonstrated action is imitated in the cluster it belongs to. Differs from the paper: no LoRA, offsets with or without a
+tanh, as the base was trained, and the target critics' trunk is used as it is at the end of an episode, where ROT's code
+copies it now and then.
 """
 
 import copy
@@ -86,7 +87,7 @@ def build(cfg: Config, p: Problem) -> Run:
         learner=learner,
         explores=actor,
         policy=FineTuned(p.base, actor, composition),
-        monitor=Monitor(),
+        monitor=Monitor(composition.idle),
     )
     target: Any = learner.target
     reward = TransportReward(episodes_of(shown, cfg.compared), target.look)

@@ -47,7 +47,8 @@ class Config(OffPolicyConfig):
     entropy: Literal["learned", "waits", "fixed"] = "learned"
     """The temperature: learned all the time, fixed until the actor learns, or always fixed (App. F.5.2)."""
     base_steps: int = 0
-    """Environment steps of every episode that the base takes, and that nothing is learned from (App. F.4: 0 to 120)."""
+    """Environment steps of every episode that the base takes, and that nothing is learned from (App. F.4: 0 to 120).
+    They count as environment steps in every other setting: the more of them, the more updates per own decision."""
     evaluate_after: tuple[int, ...] = ()
     """Updates after which the policy is evaluated, besides `eval_every` (App. F.2: 100 200)."""
 
@@ -103,7 +104,7 @@ def build(cfg: Config, p: Problem) -> Run:
         learner=OffsetSAC(actor, _critics(cfg, p, base), composition, p.action_size, cfg.sac, **how),
         explores=actor,
         policy=Opened(p.base, actor, composition, first) if first else FineTuned(p.base, actor, composition),
-        monitor=Monitor(),
+        monitor=Monitor(composition.idle),
     )
     intake = OwnDecisions(cfg.n_step, cfg.sac.gamma) if first else run.intake
     return replace(run, intake=intake, knows=True)

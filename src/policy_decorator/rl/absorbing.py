@@ -31,6 +31,11 @@ def living(obs: Tensor) -> Tensor:
     return F.pad(obs, (0, 1))
 
 
+def in_an_episode(t: Transition) -> Transition:
+    """Decisions (B, Do) as rows (B, Do + 1) of a batch, none of which ends an episode."""
+    return t._replace(obs=living(t.obs), next_obs=living(t.next_obs))
+
+
 class AbsorbingCritics(Critics):
     """Critics of (B, Do + 1), for which all actions in the absorbing state are the same, 0."""
 

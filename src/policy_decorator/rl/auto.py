@@ -7,7 +7,7 @@ Not in the paper, which sets alpha "close to the action scale observed in the de
 import math
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -68,6 +68,11 @@ class MeasuredExploration:
     """Episodes that had ended by then."""
     mixed: int = 0
     """Of the next to end, how many may have begun while epsilon was not yet 0."""
+
+    @property
+    def horizon(self) -> Literal["auto"]:
+        """As its setting is named."""
+        return "auto"
 
     def epsilon(self, step: int) -> float:
         """As last decided: unlike a schedule's, it cannot be said for other steps."""

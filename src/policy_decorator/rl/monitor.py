@@ -1,7 +1,7 @@
 """What training looks like from outside: recent successes and how much the residual does."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,9 @@ FEWEST_EPISODES = 10
 class Monitor:
     """Success over the last 100 training episodes; size and saturation of the residuals since the last reading."""
 
-    def __init__(self) -> None:
+    def __init__(self, idle: Callable[[Tensor], Tensor] = torch.zeros_like) -> None:
+        """`idle`: what stands for the actor's action where the base acts alone (`Composition.idle`)."""
+        self.idle = idle
         self.recent: deque[bool] = deque(maxlen=100)
         self.ended = 0  # episodes in all
         self.succeeded: set[int] = set()  # seeds of running episodes
@@ -31,9 +33,9 @@ class Monitor:
         ended = step.episode[step.done].tolist()
         self.note([episode in self.succeeded for episode in ended])
         self.succeeded.difference_update(ended)
-        size = t.raw.abs().flatten(1)  # (B, Ta * Da); zero in every entry where the base acted alone
-        active = (size > 0).any(dim=1).float()
-        parts = (size.mean(1), (size > SATURATED).float().mean(1), active, torch.ones_like(active))
+        size = t.raw.abs().flatten(1)  # (B, Ta * Da)
+        active = (t.raw != self.idle(t.base)).flatten(1).any(dim=1).float()
+        parts = (size.mean(1) * active, (size > SATURATED).float().mean(1) * active, active, torch.ones_like(active))
         sums = torch.stack([x.sum() for x in parts])
         self.sums = sums if self.sums is None else self.sums + sums
 
