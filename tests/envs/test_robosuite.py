@@ -185,18 +185,18 @@ def test_the_expert_s_gripper_reaches_a_pose(turned: float, aim: float, square: 
         assert abs(wrap(Gripper(obs).yaw - yaw, 2 * np.pi)) < 0.06
 
 
-@pytest.mark.parametrize(("name", "episodes", "fewest"), [("lift", 3, 3), ("can", 2, 2), ("square", 2, 2)])
-def test_the_experts_succeed(name: str, episodes: int, fewest: int) -> None:
-    assert _successes(name, episodes) >= fewest
+@pytest.mark.parametrize(("name", "episodes"), [("lift", 3), ("can", 2), ("square", 2)])
+def test_the_experts_succeed(name: str, episodes: int) -> None:
+    assert all(_successes(name, episodes))
 
 
 @pytest.mark.slow
 def test_the_expert_of_transport_succeeds() -> None:
-    assert _successes("transport", 2) >= 1
+    assert any(_successes("transport", 2))  # the second episode is played only where the first is lost
 
 
-def _successes(name: str, episodes: int) -> int:
-    task, successes = TASKS[f"robosuite/{name}"], 0
+def _successes(name: str, episodes: int) -> Iterator[bool]:
+    task = TASKS[f"robosuite/{name}"]
     assert task.make_expert is not None
     for env in _made(name):
         for seed in range(episodes):
@@ -209,8 +209,7 @@ def _successes(name: str, episodes: int) -> int:
                 obs, _, _, _, info = env.step(action)
                 if info["success"]:
                     break
-            successes += info["success"]
-    return successes
+            yield bool(info["success"])
 
 
 def test_square_s_expert_begins_again_where_it_lost_the_nut(square: Any) -> None:

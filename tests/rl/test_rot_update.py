@@ -59,10 +59,11 @@ def test_an_actor_is_a_gaussian_around_its_policys_newest_answer() -> None:
     torch.testing.assert_close(raw[:, 0], mean + 0.1 * noise)
     torch.testing.assert_close(log_density, torch.distributions.Normal(mean, 0.1).log_prob(raw[:, 0]).sum(-1))
     torch.testing.assert_close(actor.mode(seen)[:, 0], mean)
-    far, _ = actor(seen + 3, noise)
-    assert (far <= 1).all()
-    (slope,) = torch.autograd.grad(far.sum(), [actor.get_parameter("policy.shift")])
-    assert slope.tolist() == [6, 6]  # as if nothing had been clipped
+    for frame, disturbed, slope in ((0.85, 3.0, 6), (3.0, 0.0, 0)):  # noise beyond the limits, and the answer itself
+        far, _ = actor(torch.full_like(seen, frame), torch.full_like(noise, disturbed))
+        assert (far <= 1).all()
+        (grad,) = torch.autograd.grad(far.sum(), [actor.get_parameter("policy.shift")])
+        assert grad[0] == slope  # as if nothing had been clipped; nothing is driven further out
     assert isinstance(actor.merged(), Shifting)
 
 

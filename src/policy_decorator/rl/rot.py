@@ -47,9 +47,10 @@ class WindowActor(nn.Module):
     def forward(self, seen: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Flattened windows (B, To * Do) -> a sample (B, 1, Da) in [-1, 1], and its log-density (B,) before clipping.
 
-        Gradients pass the clipping as if there were none, as in ROT's code.
+        Gradients pass the clipping of the noise as if there were none, as in ROT's code, whose mean is a tanh. Here the
+        mean is clipped for good: an answer beyond the limits would be driven further and further out, for nothing.
         """
-        mean = self.answers.means(seen.unflatten(-1, (-1, self.obs_size)))[:, -1]  # (B, Da)
+        mean = self.answers.means(seen.unflatten(-1, (-1, self.obs_size)))[:, -1].clamp(-1, 1)  # (B, Da)
         noise = self.fresh_noise(seen) if noise is None else noise
         u = mean + self.log_std.exp() * noise
         raw = u + (u.clamp(-1, 1) - u).detach()
