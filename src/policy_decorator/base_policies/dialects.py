@@ -19,8 +19,8 @@ SAME = {
     "context": "context",
     "chunk": "chunk",
     "memory": "memory",
+    "parameters": "hash of the parameters",
 }
-SAME |= {"parameters": "hash of the parameters"}
 """What a server of this package says of its policy, and may not change when it comes back."""
 
 
