@@ -504,8 +504,8 @@ def test_a_function_that_is_not_finite_or_never_succeeds_is_refused() -> None:
         package.decorate(lambda obs: obs[..., :2] * np.nan, "toy/reach-gym")
     with pytest.raises(UserError, match="none of 10 episodes"):
         package.decorate(lambda obs: 0 * obs[..., :2], "toy/reach-gym")
-    forced = package.decorate(lambda obs: 0 * obs[..., :2], "toy/reach-gym", total_steps=60, force=True)
-    assert forced.summary["env_steps"] >= 60
+    forced = package.decorate(lambda obs: 0 * obs[..., :2], "toy/reach-gym", total_steps=160, force=True)
+    assert forced.summary["env_steps"] >= 160
 
 
 @pytest.fixture
@@ -518,7 +518,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_pictures")
 def test_decorators_stack_and_policies_come_from_folders(tmp_path: Path, make_config: MakeConfig) -> None:
     policy = build("mlp", 4, 2, MLPConfig(width=8, depth=1, standardize_obs=False))
-    config = make_config(total_steps=60)
+    config = make_config(total_steps=160)
     save_policy(policy, tmp_path / "base", details={"task": "toy/reach"})
     first = api.run(config, tmp_path / "base", out=tmp_path / "run", force=True)
     assert parameter_hash(policy) == first.summary["base_parameters_sha256"]
@@ -534,7 +534,7 @@ def test_decorators_stack_and_policies_come_from_folders(tmp_path: Path, make_co
 def test_a_module_of_ones_own_may_have_a_cfg(tmp_path: Path, make_config: MakeConfig, steady: nn.Module) -> None:
     """Only the package's own policies are saved beside the residual, and known by the type of their config."""
     steady.cfg = {"mine": True}  # pyright: ignore[reportArgumentType]
-    refined = api.run(make_config(total_steps=60), steady, out=tmp_path / "run", force=True)
+    refined = api.run(make_config(total_steps=160), steady, out=tmp_path / "run", force=True)
     assert not (tmp_path / "run" / "base").exists()
     again = Refined.load(tmp_path / "run", policy=steady)
     obs = torch.randn(3, 4)
