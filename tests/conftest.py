@@ -8,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
+from policy_decorator import api
 from policy_decorator.config import RefineConfig
 from policy_decorator.methods.policy_decorator import Config
 from policy_decorator.rl.nets import NetConfig
@@ -24,6 +25,13 @@ settings.load_profile("here")
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs leave no film and no report, which take most of a short one's time and have tests of their own."""
+    monkeypatch.setattr(api, "film", lambda *_: None)
+    monkeypatch.setattr(api, "write_report", lambda *_: None)
 
 
 class SteadyController(nn.Module):
@@ -73,13 +81,13 @@ def small() -> Config:
 
 @pytest.fixture
 def make_config(small: Config) -> Callable[..., RefineConfig]:
-    """A run of 600 steps; keywords of `TrainConfig` and `RefineConfig` override."""
+    """A run of 600 steps in this process; keywords of `TrainConfig` and `RefineConfig` override."""
 
     def make(task: str = "toy/reach", **changes: Any) -> RefineConfig:
         rhythm = {"total_steps": 600, "warmup_steps": 100, "steps_per_round": 16, "log_every": 100}
         rhythm |= {"eval_every": 300, "save_every": 300}
         rhythm |= {key: changes.pop(key) for key in list(changes) if key in TrainConfig.__dataclass_fields__}
-        given = {"envs": 4, "eval_episodes": 10, "test_episodes": 12, "device": "cpu", "learn": small} | changes
-        return RefineConfig(task=task, train=TrainConfig(**rhythm), **given)
+        given = {"envs": 4, "workers": 0, "eval_episodes": 10, "test_episodes": 12, "device": "cpu", "learn": small}
+        return RefineConfig(task=task, train=TrainConfig(**rhythm), **given | changes)
 
     return make

@@ -128,12 +128,12 @@ def test_a_chunk_that_is_shorter_than_promised_is_refused(make_config: Callable[
             return super().act(window)[:, :2]
 
     with pytest.raises(UserError, match=r"\(4, 2, 2\).*chunks have 3"):
-        refine(make_config("toy/reach-gym", workers=0), Short(), force=True)
+        refine(make_config("toy/reach-gym"), Short(), force=True)
 
 
 @pytest.mark.parametrize("decide", ["step", "chunk"])
 def test_refined_in_both_modes(decide: str, make_config: Callable[..., RefineConfig], tmp_path: Path) -> None:
-    base, config = Planner(), make_config("toy/reach-gym", decide=decide, total_steps=400, workers=0)
+    base, config = Planner(), make_config("toy/reach-gym", decide=decide, total_steps=400)
     refined, comparison = refine(config, base, force=True)
     s = refined.summary
     alone = run_episodes(

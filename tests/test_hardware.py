@@ -86,6 +86,7 @@ def test_a_network_by_itself_does_not_decide() -> None:
         _ = NetConfig(precision="auto").hidden_dtype
 
 
+@pytest.mark.usefixtures("unreported")
 def test_a_run_records_what_auto_meant_and_is_resumed_with_it(
     tmp_path: Path, slowdown: Callable[[float], None], make_config: MakeConfig, steady: SteadyController
 ) -> None:
@@ -101,7 +102,7 @@ def test_a_run_records_what_auto_meant_and_is_resumed_with_it(
 
 def test_workers_are_one_per_core(make_config: MakeConfig) -> None:
     assert workers_of(make_config(workers=3)) == 3
-    assert workers_of(make_config()) != 1  # a single process would only pass messages on
+    assert workers_of(make_config(workers=None)) != 1  # a single process would only pass messages on
 
 
 def test_a_gpu_is_called_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:

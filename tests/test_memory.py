@@ -188,18 +188,12 @@ def _cut_and_resume(base: Any, config: RefineConfig, out: Path) -> tuple[Refined
     return api.run(config, base, out=out, display=display, resume=True), display.said
 
 
-@pytest.fixture
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "film", lambda *_: None)
-    monkeypatch.setattr(api, "write_report", lambda *_: None)
-
-
-@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.usefixtures("unreported")
 @pytest.mark.parametrize(("task", "base"), [("toy/reach", Resumable(0.03)), ("toy/reach-gym", Chunked())])
 def test_a_memory_that_can_be_saved_is_resumed_bit_for_bit(
     task: str, base: Any, tmp_path: Path, make_config: MakeConfig
 ) -> None:
-    config = make_config(task, total_steps=500, save_every=220, workers=0)
+    config = make_config(task, total_steps=500, save_every=220)
     whole = api.run(config, base, out=tmp_path / "whole")
     cut, said = _cut_and_resume(base, config, tmp_path / "cut")
     assert not [line for line in said if "remembered" in line]
@@ -214,15 +208,15 @@ def test_a_memory_that_can_be_saved_is_resumed_bit_for_bit(
     assert torch.equal(states[0]["action"], states[1]["action"])
 
 
-@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.usefixtures("unreported")
 def test_where_it_cannot_be_saved_new_episodes_begin_and_this_is_said(tmp_path: Path, make_config: MakeConfig) -> None:
-    config = make_config("toy/reach-gym", total_steps=500, save_every=220, workers=0)
+    config = make_config("toy/reach-gym", total_steps=500, save_every=220)
     cut, said = _cut_and_resume(Counting(0.03), config, tmp_path / "cut")
     assert len([line for line in said if "remembered" in line]) == 1
     assert cut.summary["env_steps"] == 500
 
 
-@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.usefixtures("unreported")
 def test_episodes_that_were_given_up_are_not_played_twice(tmp_path: Path, make_config: MakeConfig) -> None:
     collector, propose = _collector(Counting())
     for _ in range(20):

@@ -178,13 +178,12 @@ def test_an_overlapped_run_is_the_same_whoever_steps_the_simulators(
     assert not _same(here, _trained(small, Chunked(), make(0), False, chunk))  # another run than without overlap
 
 
+@pytest.mark.usefixtures("unreported")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_overlapped_run_resumes_with_what_it_owed(
     workers: int, tmp_path: Path, make_config: MakeConfig, noisy: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is saved for it: what is owed follows from steps and updates."""
-    for name in ("film", "write_report"):
-        monkeypatch.setattr(api, name, _nothing)
     config = make_config("toy/reach-gym", total_steps=400, save_every=130, overlap=True, workers=workers)
     states = []
     for cut in (False, True):

@@ -486,7 +486,7 @@ def test_decorate_a_plain_function(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again(obs), refined(obs))
 
 
-@pytest.mark.usefixtures("quickly")
+@pytest.mark.usefixtures("quickly", "unreported")
 def test_policy_decorator_as_a_decorator() -> None:
     @package.policy_decorator("toy/reach-gym", bound=0.3, total_steps=600)
     def act(obs: np.ndarray) -> np.ndarray:
@@ -498,7 +498,7 @@ def test_policy_decorator_as_a_decorator() -> None:
     assert act(np.zeros(4, np.float32)).shape == (2,)
 
 
-@pytest.mark.usefixtures("quickly")
+@pytest.mark.usefixtures("quickly", "unreported")
 def test_a_function_that_is_not_finite_or_never_succeeds_is_refused() -> None:
     with pytest.raises(UserError, match="not finite"):
         package.decorate(lambda obs: obs[..., :2] * np.nan, "toy/reach-gym")
@@ -508,14 +508,7 @@ def test_a_function_that_is_not_finite_or_never_succeeds_is_refused() -> None:
     assert forced.summary["env_steps"] >= 160
 
 
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The film and the report have tests of their own."""
-    monkeypatch.setattr(api, "film", lambda *_: None)
-    monkeypatch.setattr(api, "write_report", lambda *_: None)
-
-
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("unreported")
 def test_decorators_stack_and_policies_come_from_folders(tmp_path: Path, make_config: MakeConfig) -> None:
     policy = build("mlp", 4, 2, MLPConfig(width=8, depth=1, standardize_obs=False))
     config = make_config(total_steps=160)
@@ -530,7 +523,7 @@ def test_decorators_stack_and_policies_come_from_folders(tmp_path: Path, make_co
     assert (second.policy.act(window) - policy.act(window)).abs().max() <= 1.0 + 1e-6  # twice 0.5
 
 
-@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.usefixtures("unreported")
 def test_a_module_of_ones_own_may_have_a_cfg(tmp_path: Path, make_config: MakeConfig, steady: nn.Module) -> None:
     """Only the package's own policies are saved beside the residual, and known by the type of their config."""
     steady.cfg = {"mine": True}  # pyright: ignore[reportArgumentType]

@@ -68,7 +68,7 @@ def _learned() -> dict[str, Any]:
         ),
     )
     train = TrainConfig(total_steps=5000, warmup_steps=500, eval_every=10**9, save_every=10**9)
-    sizes: dict[str, Any] = {"eval_episodes": 100, "test_episodes": 100, "keep": "last", "device": "cpu"}
+    sizes: dict[str, Any] = {"eval_episodes": 100, "test_episodes": 100, "keep": "last", "device": "cpu", "workers": 0}
     config = RefineConfig("toy/reach:rgb", learn=learn, train=train, compile="off", **sizes)
     return refine(config, MisledByColour(0.13, 0.15))[0].summary
 
@@ -135,6 +135,7 @@ def test_the_replay_holds_bytes_or_embeddings(config: RefineConfig) -> None:
     assert held["embedding"].data.obs.dtype == torch.float32
 
 
+@pytest.mark.usefixtures("unreported")
 @pytest.mark.parametrize("sees", ["pictures", "embedding"])
 @pytest.mark.parametrize("where", ["never", "acting+target"])
 def test_demonstrations_and_selection_by_value(config: RefineConfig, sees: Any, where: Any, tmp_path: Path) -> None:
@@ -155,6 +156,7 @@ class Stopped(Exception):
     pass
 
 
+@pytest.mark.usefixtures("unreported")
 def test_the_base_may_be_a_function_of_pictures(config: RefineConfig, tmp_path: Path) -> None:
     def towards_the_middle(obs: dict[str, np.ndarray]) -> np.ndarray:
         assert obs["rgb"].shape == (3, 16, 16)
@@ -166,12 +168,12 @@ def test_the_base_may_be_a_function_of_pictures(config: RefineConfig, tmp_path: 
     np.testing.assert_allclose(again.act(frame()), refined.act(frame()))
 
 
+@pytest.mark.usefixtures("unreported")
 @pytest.mark.parametrize("sees", ["pictures", "embedding"])
 def test_resumed_is_as_uninterrupted(
     config: RefineConfig, sees: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(config, learn=replace(config.learn, sees=sees), train=replace(config.train, save_every=150))
-    monkeypatch.setattr(api, "write_report", lambda *_: None)
     whole = api.run(config, cnn(), out=tmp_path / "whole", force=True)
     written = snapshot.write
 

@@ -33,6 +33,8 @@ from policy_decorator.rl.ppo import PPOConfig
 from policy_decorator.rl.sac import SACConfig
 from policy_decorator.runlog import RunFolder
 
+pytestmark = pytest.mark.usefixtures("unreported")
+
 MakeConfig = Callable[..., RefineConfig]
 
 
@@ -49,13 +51,6 @@ class Interrupted(Silent):
                 raise KeyboardInterrupt
 
         yield update
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The film and the report have tests of their own."""
-    monkeypatch.setattr(api, "film", lambda *_: None)
-    monkeypatch.setattr(api, "write_report", lambda *_: None)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -45,6 +45,7 @@ def test_residual_rl_differs_in_nothing_but_its_exploration() -> None:
         assert replace(a, learn=replace(a.learn, bound=1.0, horizon=0)) == b
 
 
+@pytest.mark.usefixtures("unreported")
 def test_a_study_is_collected_from_its_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entries = tuple(
         study.Entry("toy", label, total_steps=800, bound=bound, train=SHORT, run={"eval_episodes": 4})
@@ -71,6 +72,7 @@ def test_a_study_is_collected_from_its_run_folders(tmp_path: Path, monkeypatch: 
     assert (out / "provenance.json").exists()
 
 
+@pytest.mark.usefixtures("unreported")
 def test_what_the_tables_hold_is_kept_without_its_run_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -234,7 +234,7 @@ def test_a_refinement_leaves_the_parameters_as_they_are(
     base: Any = Planner() if case[0] == "chunks" else _build(*case)
     before, gradients = parameter_hash(base), [p.grad for p in base.parameters()]
     shape = {"total_steps": 120, "warmup_steps": 40, "eval_every": 120, "save_every": 120}
-    config = make_config("toy/reach-gym", eval_episodes=2, test_episodes=2, max_steps=10, workers=0, **shape)
+    config = make_config("toy/reach-gym", eval_episodes=2, test_episodes=2, max_steps=10, **shape)
     refined, _ = refine(config, base, force=True)
     assert parameter_hash(base) == before == refined.summary["base_parameters_sha256"]
     assert [p.grad for p in base.parameters()] == gradients

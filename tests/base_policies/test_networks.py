@@ -103,7 +103,7 @@ def test_a_refinement_leaves_them_bit_identical_and_says_so(name: str, make_conf
     kind, adapted = ADAPTERS[name]
     policy = adapted(kind())
     before = parameters_of(policy)
-    refined, _ = refine(make_config(workers=0, total_steps=200), policy, force=True)
+    refined, _ = refine(make_config(total_steps=200), policy, force=True)
     assert refined.summary["base_parameters_sha256"] == before == parameters_of(policy)
     assert parameters_of(refined.policy) not in (None, before)  # of both parts
 

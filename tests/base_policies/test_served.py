@@ -390,7 +390,7 @@ def test_a_served_policy_is_refined_and_survives_a_restart(
             restarted.set()
 
         threading.Thread(target=restart).start()
-        config = make_config(policy=address, workers=0, total_steps=300, eval_episodes=8, test_episodes=8)
+        config = make_config(policy=address, total_steps=300, eval_episodes=8, test_episodes=8)
         with RunFolder.create(tmp_path / "run", config, tensorboard=False) as folder:
             refined, _ = refine(config, api.load(address, 2), folder, force=True)
         assert restarted.is_set()

@@ -159,9 +159,8 @@ def test_a_poor_behavior_transformer_becomes_a_good_one(tmp_path: Path, method: 
     assert tuned.cfg == base.cfg
 
 
-def test_resumed_is_as_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "film", lambda *_: None)
-    monkeypatch.setattr(api, "write_report", lambda *_: None)
+@pytest.mark.usefixtures("unreported")
+def test_resumed_is_as_uninterrupted(tmp_path: Path) -> None:
     config = _config("cal-ql", 500, envs=4, eval_episodes=8, test_episodes=8)
     config = replace(config, train=replace(config.train, warmup_steps=100, log_every=100, save_every=160))
     demos = replace(reaching(5, 15), task=config.task)

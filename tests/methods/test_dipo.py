@@ -59,11 +59,6 @@ def _config(total: int, learn: Config = QUICK, **changes: Any) -> RefineConfig:
     return RefineConfig(task="toy/reach-gym", method="dipo", learn=learn, train=train, workers=0, **given)
 
 
-def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "film", lambda *_: None)
-    monkeypatch.setattr(api, "write_report", lambda *_: None)
-
-
 def test_a_decision_is_a_sample_of_the_base_and_kept_with_all_it_predicted() -> None:
     base = DiffusionPolicy(replace(TINY, context=2, horizon=4), 4, 2)
     run = _run(base, replace(QUICK, n_step=1), warmup_steps=100)
@@ -125,8 +120,8 @@ def test_defaults_are_those_of_the_paper_and_of_its_reference() -> None:
     assert quick.learn.sac.max_grad_norm == 2.0
 
 
-def test_what_is_compared_at_the_end_is_what_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _quiet(monkeypatch)
+@pytest.mark.usefixtures("unreported")
+def test_what_is_compared_at_the_end_is_what_is_saved(tmp_path: Path) -> None:
     base = imitated(DiffusionPolicy(MLP, 4, 2), steps=200, rows=128, lr=3e-3)
     before = {name: x.clone() for name, x in base.state_dict().items()}
     refined = api.run(_config(700), base, out=tmp_path / "run")
@@ -146,9 +141,9 @@ def test_what_is_compared_at_the_end_is_what_is_saved(tmp_path: Path, monkeypatc
     assert rates == [refined.summary["refined_success"]] * 2
 
 
-def test_resumed_is_as_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("unreported")
+def test_resumed_is_as_uninterrupted(tmp_path: Path) -> None:
     """The memory of improved sequences too."""
-    _quiet(monkeypatch)
     base = imitated(DiffusionPolicy(MLP, 4, 2), steps=60, rows=128, lr=1e-2)
     quick = replace(QUICK, sac=replace(QUICK.sac, batch_size=16), dipo=DIPOConfig(action_steps=2))
     config = _config(400, quick, envs=4)

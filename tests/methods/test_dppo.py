@@ -156,10 +156,9 @@ def test_a_poor_diffusion_policy_becomes_a_good_one(ends: bool, tmp_path: Path) 
     assert rates == [refined.summary["refined_success"]] * 2
 
 
-def test_resumed_is_as_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("unreported")
+def test_resumed_is_as_uninterrupted(tmp_path: Path) -> None:
     """In the middle of a rollout, by DDPM, with two of four steps tuned."""
-    monkeypatch.setattr(api, "film", lambda *_: None)
-    monkeypatch.setattr(api, "write_report", lambda *_: None)
     cfg = replace(TINY, sampler="ddpm", diffusion_steps=4, ddim_steps=1)
     base = imitated(DiffusionPolicy(cfg, 4, 2), steps=60, rows=128, lr=1e-2)
     ppo = replace(QUICK.ppo, rollout=15, epochs=1, minibatches=2)

@@ -229,7 +229,7 @@ def test_it_learns_to_reach_without_being_told_of_success(
     learn = Config(bound=0.2, critic_sees="residual", compared=3, nets=nets, sac=sac)
     steps = 3_000 if rewarded else 1_500
     config = make_config(total_steps=steps, eval_every=1_500, warmup_steps=600, test_episodes=40, save_every=3_000)
-    config = replace(config, method="fish", learn=learn, max_steps=15, ends_at_success=False, keep="last", workers=0)
+    config = replace(config, method="fish", learn=learn, max_steps=15, ends_at_success=False, keep="last")
     config = replace(config, train=replace(config.train, updates_per_step=1.0))
     refined, _ = refine(config, cast(Any, Knowing(steady)), demos=reaching(20, 15))
     assert refined.summary["base_success"] < 0.5

@@ -95,9 +95,8 @@ def test_a_poor_policy_becomes_a_good_one(make: Any, task: str, total: int, tmp_
     assert run_episodes(env, tuned, 100, TEST).rate == refined.summary["refined_success"]
 
 
-def test_resumed_is_as_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "film", lambda *_: None)
-    monkeypatch.setattr(api, "write_report", lambda *_: None)
+@pytest.mark.usefixtures("unreported")
+def test_resumed_is_as_uninterrupted(tmp_path: Path) -> None:
     learn = replace(QUICK, ppo=PPOConfig(rollout=15, epochs=1, minibatches=2))
     config = _config(400, "toy/reach-gym", learn=learn, envs=4, eval_episodes=8, test_episodes=8)
     config = replace(config, train=replace(config.train, log_every=100, save_every=160))

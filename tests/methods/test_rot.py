@@ -186,7 +186,7 @@ def _refined(config: Any, base: Any, folder: Path, learn: Config) -> tuple[Refin
     """After 3,000 steps in which episodes do not end at success."""
     nets = NetConfig(width=32, depth=2)
     config = replace(config, method="rot", learn=replace(learn, nets=nets), max_steps=15, ends_at_success=False)
-    config = replace(config, keep="last", workers=0, train=replace(config.train, updates_per_step=1.0))
+    config = replace(config, keep="last", train=replace(config.train, updates_per_step=1.0))
     return refine(config, base, RunFolder.create(folder, config, tensorboard=False), demos=reaching(20, 15))
 
 

@@ -175,16 +175,9 @@ class Listening(Silent):
         self.said.append(text)
 
 
-def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "film", lambda *_: None)
-    monkeypatch.setattr(api, "write_report", lambda *_: None)
-
-
-def test_evaluations_after_so_many_updates_and_the_count_of_what_learns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("unreported")
+def test_evaluations_after_so_many_updates_and_the_count_of_what_learns(tmp_path: Path) -> None:
     """App. F.2: between two rounds' ends too, and the run goes on as it would have."""
-    _quiet(monkeypatch)
     small = {"envs": 4, "eval_episodes": 8, "test_episodes": 8}
     config, heard, base = _config(640, **small), Listening(), poor_bet()
     api.run(config, base, out=tmp_path / "plain")
@@ -217,8 +210,8 @@ def test_a_poor_behavior_transformer_becomes_a_good_one(tmp_path: Path) -> None:
     assert rates == [refined.summary["refined_success"]] * 2  # with dropout on: the same numbers are drawn
 
 
-def test_resumed_is_as_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _quiet(monkeypatch)
+@pytest.mark.usefixtures("unreported")
+def test_resumed_is_as_uninterrupted(tmp_path: Path) -> None:
     learn = replace(QUICK, critic_first=10, base_steps=2, n_step=2, noise_hold=2)
     config = _config(800, learn=learn, envs=4, eval_episodes=8, test_episodes=8)
     config = replace(config, train=replace(config.train, warmup_steps=100, log_every=100, save_every=160))
