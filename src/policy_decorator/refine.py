@@ -255,13 +255,11 @@ class Refinement:
 
     def _log(self, metrics: Mapping[str, float]) -> None:
         if self.folder is not None:
-            guide = {f"train/{name}": float(steps) for name, steps in self._guide.items()}
-            self.folder.log({**metrics, "train/epsilon": self._epsilon(), **guide}, self.counts())
+            facts = {f"train/{name}": fact for name, fact in self._facts().items()}
+            self.folder.log({**metrics, "train/epsilon": self._epsilon(), **facts}, self.counts())
 
-    @property
-    def _guide(self) -> dict[str, Tensor]:
-        """JSRL's h, with which the actor was evaluated; nothing of other methods."""
-        return {name: x for name, x in self._residual.named_buffers() if name == "guide_steps"}
+    def _facts(self) -> dict[str, int]:
+        return self.run.facts() if self.run.facts else {}
 
     def _epsilon(self) -> float:
         epsilon = getattr(self.run.collector.gate, "epsilon", None)
@@ -339,7 +337,7 @@ class Refinement:
             "wall_seconds": round(self.folder.wall_seconds, 1) if self.folder else None,
             "bound": getattr(self.run.collector.composition, "bound", None),
             "horizon": getattr(self.run.collector.gate, "horizon", None),
-            **{name: int(steps) for name, steps in self._guide.items()},
+            **self._facts(),
             "kept_checkpoint_step": kept_step,
             "base_parameters_sha256": hash_after,
             "base_deterministic": self.base_deterministic,

@@ -152,4 +152,4 @@ def build(cfg: Config, p: Problem) -> Run:
         policy=JumpStarted(p.base, actor, composition),
         monitor=Monitor(composition.idle),
     )
-    return replace(run, evaluated=curriculum.evaluated)
+    return replace(run, evaluated=curriculum.evaluated, facts=lambda: {"guide_steps": int(actor.guide_steps)})

@@ -156,6 +156,8 @@ class Run:
     """Decisions of the collector as the rows of a batch are; None: they are the same."""
     knows: bool = False
     """Whether its actor acts itself from the first step on, without a random warm-up."""
+    facts: Callable[[], dict[str, int]] | None = None
+    """What metrics and summary say of this method beside what they say of all."""
 
     def learn(self, updates: int) -> None:
         """Gradient steps, each on a new batch, until `updates` have been made; none while there are no data."""
