@@ -30,8 +30,8 @@ PAPER_ON = (
     "adroit/door",
 )
 """`paper` takes five times as long as `fast`; on the others `fast` is only compared with its base."""
-PAPER_STEPS = {"metaworld": 100_000, "adroit": 150_000}
-"""Environment steps after which `paper` is given up, by simulator."""
+PAPER_STEPS = {"metaworld": 50_000, "adroit": 80_000}
+"""Environment steps after which `paper` is given up, by simulator: half an hour of a core, for batches of 1024."""
 FAST_STEPS = {"metaworld": 40_000, "adroit": 80_000}
 PARTS_STEPS = {"metaworld": 20_000, "adroit": 30_000}
 """Of `fast` without one of its parts, which is compared with `fast` at the same steps."""
