@@ -2,17 +2,20 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from policy_decorator import api
 from policy_decorator.base_policies.imitate import ImitateConfig
+from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.envs.toy import Reach
 from policy_decorator.evaluation import VALIDATION, run_episodes
 from policy_decorator.experiments import bases, strangers
 from policy_decorator.experiments.bases import BASES, PEG, BaseConfig, make_base
 from policy_decorator.memory import ask
+from policy_decorator.progress import Silent
 
 TOY = replace(PEG, task="toy/reach", episodes=100, noise=0.3, training=ImitateConfig(steps=600, batch_size=64, lr=1e-3))
 
@@ -38,6 +41,24 @@ def test_a_base_is_made_once_and_known_again(base: BaseConfig, tmp_path: Path, m
     window = torch.rand(5, 1, 4)
     torch.testing.assert_close(known.act(window), made.act(window), rtol=0, atol=0)
     assert (same.actions == demos.actions).all()
+
+
+def test_bases_share_demonstrations_and_seeds_do_where_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, made = bases.demonstrations, []
+
+    def counted(cfg: BaseConfig, seed: int, *others: Any) -> Demonstrations:
+        made.append((cfg.episodes, seed))
+        return record(cfg, seed, *others)
+
+    monkeypatch.setattr(bases, "demonstrations", counted)
+    few = replace(TOY, episodes=2)
+    for cfg in (few, replace(few, policy="bet"), replace(few, same_for_all=True), replace(few, episodes=3)):
+        for seed in (0, 1):
+            demos = bases.kept_demonstrations(cfg, seed, tmp_path, tmp_path / "bases", Silent())
+            assert demos.episodes == cfg.episodes
+    assert made == [(2, 0), (2, 1), (3, 0), (3, 1)]
 
 
 def test_its_own_episodes_are_put_beside_the_demonstrations(

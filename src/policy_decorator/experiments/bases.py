@@ -38,6 +38,8 @@ class BaseConfig:
     episodes: int = 15
     noise: float = 0.3
     """Standard deviation added to the expert's actions, of actions in [-1, 1]."""
+    same_for_all: bool = False
+    """Whether all seeds imitate the demonstrations of seed 0, for those that take an hour to record."""
     policy: Literal["bet", "mlp", "diffusion", "rnn", "vinn", "cnn", "sb3"] = "bet"
     """A kind of `POLICIES`, or sb3, a model of Stable-Baselines3."""
     net: Mapping[str, Any] = field(default_factory=dict)
@@ -81,7 +83,13 @@ PEG = BaseConfig(
     "metaworld/peg-insert-side", episodes=METAWORLD["peg-insert-side"], policy="mlp", training=MLP_TRAINING
 )
 STACK_CUBE = BaseConfig(
-    "maniskill/stack-cube", source="motion planning", episodes=100, noise=0.0, net=SMALL_BET, training=ADROIT_TRAINING
+    "maniskill/stack-cube",
+    source="motion planning",
+    episodes=1_000,
+    noise=0.0,
+    same_for_all=True,
+    net=SMALL_BET,
+    training=ADROIT_TRAINING,
 )
 
 BOUNDED = {"bounded_offset": True, "action_scale": 0.5}
@@ -138,7 +146,7 @@ BASES: Mapping[str, BaseConfig] = {
 }
 
 
-def demonstrations(cfg: BaseConfig, seed: int, data: Path, display: Display) -> Demonstrations:
+def demonstrations(cfg: BaseConfig, seed: int, data: Path, display: Display, processes: int = 1) -> Demonstrations:
     """Record or read them. Raises UserError where the file is missing."""
     task, path = get_task(cfg.task), data / cfg.file
     if cfg.file and not path.exists():
@@ -150,8 +158,22 @@ def demonstrations(cfg: BaseConfig, seed: int, data: Path, display: Display) -> 
         if cfg.source == "scripted expert":
             return record_expert(task, cfg.episodes, **options)
         if cfg.source == "motion planning":
-            return record_planned(task, cfg.episodes, seed=options["seed"], progress=update)
+            return record_planned(task, cfg.episodes, seed=options["seed"], processes=processes, progress=update)
         return record(task, lambda: read_expert_npz(path), cfg.episodes, source=f"expert {path.name}", **options)
+
+
+def kept_demonstrations(
+    cfg: BaseConfig, seed: int, data: Path, cache: Path, display: Display, processes: int = 1
+) -> Demonstrations:
+    """Those that a seed's policies imitate, made once for all of them. Raises UserError as `demonstrations`."""
+    seed = 0 if cfg.same_for_all else seed
+    name = f"{cfg.task}-{cfg.source}-{cfg.episodes}-{cfg.noise}-{seed}".replace("/", "-").replace(":", "-")
+    kept = cache / "demonstrations" / f"{name.replace(' ', '-')}.h5"
+    if not kept.exists():
+        made = demonstrations(cfg, seed, data, display, processes)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        made.save(kept)
+    return Demonstrations.load(kept)
 
 
 def train_base(cfg: BaseConfig, demos: Demonstrations, seed: int, display: Display) -> ImitationResult:
@@ -186,12 +208,7 @@ def make_base(
     """A base of `BASES`, as a run takes it, and its demonstrations: made once per seed and kept in `cache`."""
     cfg, display = lookup("base policy of the studies", name, BASES), display or Silent()
     out = cache / f"{name.replace('/', '-').replace(':', '-')}-{seed}"
-    if (out / "demos.h5").exists():
-        demos = Demonstrations.load(out / "demos.h5")
-    else:
-        demos = demonstrations(cfg, seed, data, display)
-        out.mkdir(parents=True, exist_ok=True)
-        demos.save(out / "demos.h5")
+    demos = kept_demonstrations(cfg, seed, data, cache, display)
     if cfg.policy == "sb3":
         return sb3_model(get_task(cfg.task), demos, seed), demos
     if not (out / "policy.json").exists():

@@ -30,7 +30,7 @@ from policy_decorator.experiments.bases import (
     DOOR,
     STACK_CUBE,
     BaseConfig,
-    demonstrations,
+    kept_demonstrations,
     train_base,
 )
 from policy_decorator.experiments.side_by_side import side_by_side, spawn
@@ -61,9 +61,9 @@ IMITATIONS: Mapping[str, Mapping[str, BaseConfig]] = {
         "Diffusion": replace(DOOR, **DIFFUSION),
     },
     "maniskill/stack-cube": {
-        "MLP": replace(STACK_CUBE, episodes=1_000, evaluate=True, **MLP),
-        "BeT": replace(STACK_CUBE, episodes=1_000, evaluate=True, **BET),
-        "Diffusion": replace(STACK_CUBE, episodes=1_000, evaluate=True, **DIFFUSION),
+        "MLP": replace(STACK_CUBE, evaluate=True, **MLP),
+        "BeT": replace(STACK_CUBE, evaluate=True, **BET),
+        "Diffusion": replace(STACK_CUBE, evaluate=True, **DIFFUSION),
     },
 }
 """Task -> name -> what is trained; sizes are the paper's (Tables 4 and 6), all else the policies' defaults."""
@@ -186,12 +186,7 @@ def _read(path: Path) -> dict[Key, list[list[Any]]]:
 
 
 def _demonstrations(cfg: ImitationConfig, base: BaseConfig) -> Demonstrations:
-    file = cfg.runs / "imitation" / f"{base.task.replace('/', '-')}-{base.episodes}.h5"
-    if not file.exists():
-        made = demonstrations(base, 0, cfg.data, Bars())
-        file.parent.mkdir(parents=True, exist_ok=True)
-        made.save(file)
-    return Demonstrations.load(file)
+    return kept_demonstrations(base, 0, cfg.data, cfg.runs / "bases", Bars(), processes=cfg.jobs)
 
 
 def _folder(cfg: ImitationConfig, task: str, policy: str, seed: int) -> Path:

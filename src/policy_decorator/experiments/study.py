@@ -19,7 +19,7 @@ from policy_decorator import api
 from policy_decorator.disk import atomic_bytes, atomic_json
 from policy_decorator.errors import lookup, or_exit
 from policy_decorator.experiments import comparisons, recipes
-from policy_decorator.experiments.bases import BASES, make_base
+from policy_decorator.experiments.bases import BASES, kept_demonstrations, make_base
 from policy_decorator.experiments.demo import TASK, DemoConfig
 from policy_decorator.experiments.entry import Entry, config
 from policy_decorator.experiments.side_by_side import side_by_side, spawn
@@ -122,6 +122,9 @@ def main(cfg: StudyConfig) -> None:
     todo = [(i, s) for s in cfg.seeds for i in wanted if not (_finished(cfg, i, s) or _key(entries[i], s) in tables)]
     if not todo:
         print(f"{cfg.results / cfg.study} and the run folders hold all of it: give --again to measure it once more.")
+    for base in {entries[i].base: BASES[entries[i].base] for i, _ in todo}.values():
+        if base.same_for_all:  # once, before several processes want them
+            kept_demonstrations(base, 0, cfg.data, cfg.runs / "bases", Bars(), processes=cfg.jobs)
     side_by_side(todo, cfg.jobs, lambda job: _spawn(cfg, *job), lambda: collect(cfg))
 
 
