@@ -75,11 +75,28 @@ def test_parts_are_compared_with_fast_of_the_same_seeds_at_the_same_steps() -> N
     lines = _lines(task, "fast", [[0.4, 0.5, 0.6, 0.7, 1.0], [0.1, 0.1, 0.1, 0.1, 0.1]], 5)
     lines += _lines(task, f"fast without {part}", [[0.4, 0.3, 0.1]], 10)
     got = recipes.summary(lines)
-    expected = {"seeds": [0], "steps": [1_000, 2_000], "with": pytest.approx(0.8), "without": pytest.approx(0.2)}
+    expected: dict[str, Any] = {
+        "seeds": [0],
+        "steps": [1_000, 2_000],
+        "with": pytest.approx(0.8),
+        "without": pytest.approx(0.2),
+    }
+    expected["worth"] = [pytest.approx(0.6)]
     assert got["parts"] == {task: {part: expected}}
+    assert got["parts_over_all_tasks"] == {}  # one run says nothing of its uncertainty
     assert got["ends"][task] == pytest.approx({"fast": (0.35 + 0.4 + 0.55) / 3})
     assert recipes.summary(lines[:0])["tasks"] == {}
     assert recipes.summary(_lines(task, "paper", [[0.4, 0.5]], 5))["tasks"] == {}  # nothing to compare yet
+
+
+def test_what_a_part_is_worth_is_of_the_runs_of_all_tasks() -> None:
+    part, lines = "n-step returns", []
+    for task, without in (("metaworld/assembly", [[0.4, 0.3], [0.4, 0.1]]), ("adroit/door", [[0.1, 0.2], [0.1, 0.0]])):
+        lines += _lines(task, "fast", [[0.4, 0.5], [0.4, 0.5]], 10)
+        lines += _lines(task, f"fast without {part}", without, 10)
+    got = recipes.summary(lines)["parts_over_all_tasks"][part]  # worth .2, .4, .3, .5
+    half = 3.182 * (0.05 / 3) ** 0.5 / 2  # Student's t of three degrees of freedom
+    assert got == pytest.approx({"runs": 4, "mean": 0.35, "low": 0.35 - half, "high": 0.35 + half}, abs=1e-3)
 
 
 def test_a_recipe_that_falls_is_said_to() -> None:

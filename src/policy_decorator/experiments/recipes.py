@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from policy_decorator.experiments.entry import Entry, config
+from policy_decorator.statistics import mean_interval
 
 FOUND_ON = (
     "metaworld/peg-insert-side",
@@ -114,6 +115,7 @@ def summary(curves: Sequence[Sequence[Any]]) -> dict[str, Any]:
         for task in _tasks(curves)
         if (fast := _curves(curves, task, "fast"))
     }
+    parts = {task: found for task in tasks if (found := _parts(curves, task))}
     return {
         "metric": "eval/behaviour: validation episodes as the policy would act at that time; mean over the seeds",
         "plateau": f"the higher of the two curves' ends (mean of the last {LAST} evaluations)",
@@ -123,7 +125,8 @@ def summary(curves: Sequence[Sequence[Any]]) -> dict[str, Any]:
         },
         "tasks": tasks,
         "ends": {task: _ends(curves, task) for task in tasks},
-        "parts": {task: parts for task in tasks if (parts := _parts(curves, task))},
+        "parts": parts,
+        "parts_over_all_tasks": _worth(parts),
     }
 
 
@@ -133,7 +136,7 @@ def _ends(curves: Sequence[Sequence[Any]], task: str) -> dict[str, float]:
 
 
 def _parts(curves: Sequence[Sequence[Any]], task: str) -> dict[str, dict[str, Any]]:
-    """`fast` with and without each part: mean success of the same seeds at the same steps, the last of those."""
+    """`fast` with and without each part: mean success at the last steps in common, and the difference seed by seed."""
     fast, found = _by_seed(curves, task, "fast"), {}
     for part in WITHOUT:
         without = _by_seed(curves, task, WITHOUT_PART + part)
@@ -142,12 +145,19 @@ def _parts(curves: Sequence[Sequence[Any]], task: str) -> dict[str, dict[str, An
             continue
         common = set.intersection(*(set(curve[seed]) for curve in (fast, without) for seed in seeds))
         steps = sorted(common - {0})[-LAST:]
-        means = {
-            name: float(np.mean([[curve[seed][step] for step in steps] for seed in seeds]))
+        ends = {
+            name: np.array([[curve[seed][step] for step in steps] for seed in seeds]).mean(axis=1)  # (seeds,)
             for name, curve in (("with", fast), ("without", without))
         }
-        found[part] = {"seeds": seeds, "steps": steps, **means}
+        means = {name: float(end.mean()) for name, end in ends.items()}
+        found[part] = {"seeds": seeds, "steps": steps, **means, "worth": (ends["with"] - ends["without"]).tolist()}
     return found
+
+
+def _worth(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Success with every part less that without it: mean and 95 % interval over the runs of all tasks."""
+    runs = {part: [x for task in parts.values() if part in task for x in task[part]["worth"]] for part in WITHOUT}
+    return {part: {"runs": len(x)} | mean_interval(x)._asdict() for part, x in runs.items() if len(x) > 1}
 
 
 def _by_seed(curves: Sequence[Sequence[Any]], task: str, recipe: str) -> dict[int, dict[int, float]]:
