@@ -75,13 +75,8 @@ def test_parts_are_compared_with_fast_of_the_same_seeds_at_the_same_steps() -> N
     lines = _lines(task, "fast", [[0.4, 0.5, 0.6, 0.7, 1.0], [0.1, 0.1, 0.1, 0.1, 0.1]], 5)
     lines += _lines(task, f"fast without {part}", [[0.4, 0.3, 0.1]], 10)
     got = recipes.summary(lines)
-    expected: dict[str, Any] = {
-        "seeds": [0],
-        "steps": [1_000, 2_000],
-        "with": pytest.approx(0.8),
-        "without": pytest.approx(0.2),
-    }
-    expected["worth"] = [pytest.approx(0.6)]
+    means = {name: pytest.approx(value) for name, value in (("with", 0.8), ("without", 0.2))}
+    expected = {"seeds": [0], "steps": [1_000, 2_000], **means, "worth": [pytest.approx(0.6)]}
     assert got["parts"] == {task: {part: expected}}
     assert got["parts_over_all_tasks"] == {}  # one run says nothing of its uncertainty
     assert got["ends"][task] == pytest.approx({"fast": (0.35 + 0.4 + 0.55) / 3})

@@ -154,7 +154,7 @@ def _parts(curves: Sequence[Sequence[Any]], task: str) -> dict[str, dict[str, An
     return found
 
 
-def _worth(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+def _worth(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Success with every part less that without it: mean and 95 % interval over the runs of all tasks."""
     runs = {part: [x for task in parts.values() if part in task for x in task[part]["worth"]] for part in WITHOUT}
     return {part: {"runs": len(x)} | mean_interval(x)._asdict() for part, x in runs.items() if len(x) > 1}
