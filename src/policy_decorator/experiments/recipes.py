@@ -136,11 +136,14 @@ def _ends(curves: Sequence[Sequence[Any]], task: str) -> dict[str, float]:
 
 
 def _parts(curves: Sequence[Sequence[Any]], task: str) -> dict[str, dict[str, Any]]:
-    """`fast` with and without each part: mean success at the last steps in common, and the difference seed by seed."""
+    """`fast` with and without each part: mean success at the last steps in common, and the difference seed by seed.
+
+    Runs of another base are left out: trained on another machine, it does otherwise in the episodes before step 0.
+    """
     fast, found = _by_seed(curves, task, "fast"), {}
     for part in WITHOUT:
         without = _by_seed(curves, task, WITHOUT_PART + part)
-        seeds = sorted(set(fast) & set(without))
+        seeds = [seed for seed in sorted(set(fast) & set(without)) if fast[seed].get(0) == without[seed].get(0)]
         if not seeds:
             continue
         common = set.intersection(*(set(curve[seed]) for curve in (fast, without) for seed in seeds))
