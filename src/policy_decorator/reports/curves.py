@@ -17,6 +17,7 @@ from policy_decorator.reports.style import (
     FINAL,
     LIGHT,
     REFINED,
+    STROKES,
     TRAINING,
     Theme,
     legend_above,
@@ -182,8 +183,9 @@ def compare_curves(
         plain_axes(axes, theme, percent=True)
         axes.set_xlabel("environment steps", color=theme.muted, fontsize=9)
         for k, (label, group) in enumerate(curves.items()):
-            colour = CYCLE[k % len(CYCLE)]
-            _mean_curve(axes, [series(lines, name) for lines in group], label, colour, shade)
+            look = {"color": CYCLE[k % len(CYCLE)], "linestyle": STROKES[k // len(CYCLE) % len(STROKES)]}
+            spread = shade if len(curves) <= len(CYCLE) else "none"  # more would hide one another
+            _mean_curve(axes, [series(lines, name) for lines in group], label, look, spread)
         if bases:
             looks: dict[str, Any] = {"color": theme.base, "linestyle": (0, (5, 3)), "linewidth": 1.5}
             axes.axhline(float(np.mean(bases)), label="base policy", **looks)
@@ -192,7 +194,8 @@ def compare_curves(
     handles, labels = panels[1].get_legend_handles_labels()
     if handles:
         looks = {"frameon": False, "fontsize": 9, "labelcolor": theme.text}
-        columns = min(len(labels), 4 if max(map(len, labels)) < 30 else 3)
+        longest = max(map(len, labels))
+        columns = min(len(labels), 4 if longest < 30 else 3 if longest < 40 else 2)
         figure.legend(handles, labels, loc="outside upper left", ncols=columns, **looks)
     return figure
 
@@ -209,14 +212,14 @@ def mean_over_seeds(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np
 
 
 def _mean_curve(
-    axes: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], label: str, colour: str, shade: str
+    axes: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], label: str, look: Mapping[str, Any], shade: str
 ) -> None:
     steps, values = mean_over_seeds(curves)  # (M,), (S, M)
     if not steps.size:
         return
     mean, seeds = values.mean(axis=0), len(values)
-    axes.plot(steps, mean, color=colour, linewidth=2, label=f"{label} ({seeds} seed{'s' * (seeds > 1)})")
-    if seeds > 1:
+    axes.plot(steps, mean, **look, linewidth=2, label=f"{label} ({seeds} seed{'s' * (seeds > 1)})")
+    if seeds > 1 and shade != "none":
         spread = values.std(axis=0, ddof=1)
         low, high = (mean - spread, mean + spread) if shade == "std" else (values.min(axis=0), values.max(axis=0))
-        axes.fill_between(steps, np.clip(low, 0, 1), np.clip(high, 0, 1), color=colour, alpha=0.16, linewidth=0)
+        axes.fill_between(steps, np.clip(low, 0, 1), np.clip(high, 0, 1), color=look["color"], alpha=0.16, linewidth=0)

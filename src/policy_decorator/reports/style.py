@@ -14,6 +14,8 @@ BEHAVIOUR = "#e69f00"
 TRAINING = "#56b4e9"
 FINAL = "#009e73"
 CYCLE = ("#0a84c6", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+STROKES = ("solid", (0, (1, 1)), "dashdot")
+"""Of curves for which there are no colours left."""
 FLIPS = {"solved": "#9ad5c3", "fixed": "#009e73", "broken": "#d55e00", "failed": "#a3acb9"}
 
 
