@@ -9,12 +9,15 @@ import pytest
 
 from policy_decorator import api
 from policy_decorator.base_policies import build
+from policy_decorator.base_policies.checkpoint import parameter_hash
 from policy_decorator.base_policies.mlp import MLPConfig
+from policy_decorator.disk import atomic_csv
 from policy_decorator.errors import or_exit
 from policy_decorator.experiments import study
 from policy_decorator.experiments.bases import BASES
 from policy_decorator.experiments.demo import TASK, DemoConfig
 from policy_decorator.experiments.presets import settings
+from policy_decorator.experiments.tables import SUMMARY, Tables
 
 SHORT = {"warmup_steps": 60, "log_every": 50, "eval_every": 400, "save_every": 800}
 
@@ -66,6 +69,7 @@ def test_a_study_is_collected_from_its_run_folders(tmp_path: Path, monkeypatch: 
         ("small", "0", "0.1"), ("small", "1", "0.1"), ("large", "0", "0.5"), ("large", "1", "0.5"),
     ]  # fmt: skip
     assert {r["env_steps"] for r in rows} == {"800"}
+    assert {r["base_parameters_sha256"] for r in rows} == {parameter_hash(policy)}
     curves = list(csv.DictReader((out / "curves.csv").open()))
     assert {r["metric"] for r in curves} >= {"train/success", "eval/full", "eval/behaviour", "train/epsilon"}
     assert (out / "toy-reach.png").read_bytes().startswith(b"\x89PNG")
@@ -111,6 +115,17 @@ def test_what_the_tables_hold_is_kept_without_its_run_folders(
     assert spawned[3:] == []  # of this machine's own run folders
     study.main(replace(cfg, again=True, runs=tmp_path / "again"))
     assert spawned[3:] == [(0, 0)]
+
+
+def test_tables_with_fewer_columns_are_read_too(tmp_path: Path) -> None:
+    key = ("toy/reach", "one", 0)
+    known = Tables({key: [*key[:1], "mlp", *key[1:], *range(len(SUMMARY) - 4)]}, {key: [(0, "eval/full", 0.5)]})
+    known.write(tmp_path, [key])
+    rows = list(csv.reader((tmp_path / "summary.csv").open()))
+    atomic_csv(tmp_path / "summary.csv", rows[0][:-1], [rows[1][:-1]])
+    read = Tables.read(tmp_path)
+    assert read.of(key, "git_dirty") == rows[1][-2]
+    assert read.of(key, SUMMARY[-1]) == ""
 
 
 def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ CURVES = ("train/success", "eval/full", "eval/behaviour", "eval/base", "train/ep
 SUMMARY = (
     "task", "policy", "method", "seed", "base_success", "refined_success", "gain", "gain_low", "gain_high", "fixed",
     "broken", "test_episodes", "env_steps", "decisions", "updates", "base_queries", "wall_seconds", "bound", "horizon",
-    "kept_checkpoint_step", "git_revision", "git_dirty",
+    "kept_checkpoint_step", "git_revision", "git_dirty", "base_parameters_sha256",
 )  # fmt: skip
 
 
@@ -38,6 +38,7 @@ class Tables:
             return cls()
         tables, base = cls(), SUMMARY.index("task")
         for row in _rows(folder / "summary.csv"):
+            row += [""] * (len(SUMMARY) - len(row))  # written before the last columns were thought of
             tables.summaries[row[base], row[SUMMARY.index("method")], int(row[SUMMARY.index("seed")])] = row
         for task, method, seed, steps, metric, value in _rows(folder / "curves.csv"):
             tables.curves.setdefault((task, method, int(seed)), []).append((int(steps), metric, float(value)))
