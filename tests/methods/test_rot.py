@@ -227,8 +227,8 @@ def test_the_reward_alone_leads_to_the_demonstrations(
 ) -> None:
     """Without imitation, from a base that comes to rest 0.3 beside the goal; starts and goals lie close together.
 
-    A base of 32 units instead of 4, seeds 0 to 2: an episode's sum goes from -10 to above -0.3. With rewards of 0 it ends
-    at -14 or below (2,000 steps, seeds 0 to 3).
+    A base of 32 units instead of 4, seeds 0 to 2: an episode's sum goes from -10 to above -0.3. With rewards of 0 it
+    ends at -14 or below (2,000 steps, seeds 0 to 3).
     """
     monkeypatch.setattr(rot, "TrunkCritics", Knowing)
     layout, sums, score = toy._layout, [], TransportReward.__call__
