@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import pytest
 import torch
+from interrupted import Interrupted
 from torch import Tensor
 
 from policy_decorator import api, snapshot
@@ -17,7 +18,6 @@ from policy_decorator.envs import get_task
 from policy_decorator.envs.toy import Reach
 from policy_decorator.evaluation import VALIDATION, run_episodes
 from policy_decorator.memory import Memoryless, RowMemory, ask, has_memory, session
-from policy_decorator.progress import Silent
 from policy_decorator.refined import Refined
 from policy_decorator.rl.nets import NetConfig, TanhGaussian
 from policy_decorator.rollout import Collector
@@ -156,29 +156,6 @@ class Chunked:
     def act(self, window: Tensor) -> Tensor:
         obs = window[:, -1]
         return ((obs[:, 2:] - obs[:, :2])[:, None] * torch.tensor([3.0, 2.0, 0.5])[:, None]).clamp(-1, 1)
-
-
-class Interrupted(Silent):
-    """Ctrl-C when the refinement has come to `at`; keeps what it is told."""
-
-    def __init__(self, at: int) -> None:
-        self.at, self.said = at, list[str]()
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-    def stage(self, title: str, total: int) -> Any:
-        from contextlib import contextmanager
-
-        @contextmanager
-        def open_() -> Any:
-            def update(done: int, total: int = total, note: str = "") -> None:
-                if title.startswith("refining") and done >= self.at:
-                    raise KeyboardInterrupt
-
-            yield update
-
-        return open_()
 
 
 def _cut_and_resume(base: Any, config: RefineConfig, out: Path) -> tuple[Refined, list[str]]:

@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from interrupted import Interrupted
 from tensordict import TensorDict
 from torch import nn
 
@@ -36,21 +37,6 @@ from policy_decorator.runlog import RunFolder
 pytestmark = pytest.mark.usefixtures("unreported")
 
 MakeConfig = Callable[..., RefineConfig]
-
-
-class Interrupted(Silent):
-    """Ctrl-C when the stage that begins with `title` has come to `at`."""
-
-    def __init__(self, at: int, title: str = "refining") -> None:
-        self.at, self.title = at, title
-
-    @contextmanager
-    def stage(self, title: str, total: int) -> Iterator[Update]:
-        def update(done: int, total: int = total, note: str = "") -> None:
-            if title.startswith(self.title) and done >= self.at:
-                raise KeyboardInterrupt
-
-        yield update
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

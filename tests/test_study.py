@@ -6,8 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from interrupted import Interrupted
+from torch import nn
 
-from policy_decorator import api
+from policy_decorator import api, provenance, runlog
 from policy_decorator.base_policies import build
 from policy_decorator.base_policies.checkpoint import parameter_hash
 from policy_decorator.base_policies.mlp import MLPConfig
@@ -18,6 +20,7 @@ from policy_decorator.experiments.bases import BASES
 from policy_decorator.experiments.demo import TASK, DemoConfig
 from policy_decorator.experiments.presets import settings
 from policy_decorator.experiments.tables import SUMMARY, Tables
+from policy_decorator.progress import Silent
 
 SHORT = {"warmup_steps": 60, "log_every": 50, "eval_every": 400, "save_every": 800}
 
@@ -115,6 +118,33 @@ def test_what_the_tables_hold_is_kept_without_its_run_folders(
     assert spawned[3:] == []  # of this machine's own run folders
     study.main(replace(cfg, again=True, runs=tmp_path / "again"))
     assert spawned[3:] == [(0, 0)]
+
+
+@pytest.mark.usefixtures("unreported")
+@pytest.mark.parametrize("code", ["the same", "another", "changed"])
+def test_an_interrupted_run_goes_on_if_it_is_of_this_very_code(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steady: nn.Module
+) -> None:
+    entry = study.Entry("toy", "one", total_steps=800, train=SHORT | {"save_every": 200}, run={"eval_episodes": 20})
+    monkeypatch.setitem(study.STUDIES, "toy", (replace(entry, run={**entry.run, "test_episodes": 4}),))
+    monkeypatch.setitem(BASES, "toy", replace(BASES[TASK], task="toy/reach"))
+    monkeypatch.setattr(study, "make_base", lambda *_: (steady, None))
+    cfg = study.StudyConfig("toy", runs=tmp_path)
+
+    def run(revision: str, display: Silent, dirty: bool = False) -> None:
+        for module in (provenance, runlog, study):
+            monkeypatch.setattr(module, "git_state", lambda: {"revision": revision, "dirty": dirty})
+        monkeypatch.setattr(study, "Bars", lambda: display)
+        study.run_one(cfg, 0, 0)
+
+    dirty = code == "changed"
+    with pytest.raises(KeyboardInterrupt):
+        run("first", Interrupted(at=600), dirty)
+    run("second" if code == "another" else "first", Silent(), dirty)
+    made = runlog.RunFolder.open(study.folder(cfg, 0, 0))
+    assert made.summary()["env_steps"] == 800
+    resumed = [400 <= again["env_steps"] < 600 for again in made.provenance().get("resumed", [])]
+    assert resumed == ([True] if code == "the same" else [])
 
 
 def test_tables_with_fewer_columns_are_read_too(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from policy_decorator.progress import Bars, Display, Silent
 from policy_decorator.refine import refine
 from policy_decorator.refined import Refined, load, saveable
 from policy_decorator.reports.html import write_report
-from policy_decorator.runlog import RunFolder
+from policy_decorator.runlog import CHECKPOINT, RunFolder
 from policy_decorator.showcase import film
 
 
@@ -162,7 +162,7 @@ def _resume(config: RefineConfig, out: str | Path | None) -> tuple[RefineConfig,
     different = sorted(key for key in now if now[key] != before.get(key))
     if different:
         raise UserError(f"{out} was started with other settings of {', '.join(different)}: resume with its own.")
-    state = snapshot.read(Path(out) / "checkpoints" / "last.pt", device_of(config))
+    state = snapshot.read(Path(out) / CHECKPOINT, device_of(config))
     if "place" in state:
         check_place(state["place"], place_of(config))
     done = state["counts"]["decisions"]

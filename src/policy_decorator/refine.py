@@ -38,7 +38,7 @@ from policy_decorator.methods.alone import Nobody
 from policy_decorator.methods.finetuned import FineTuned, trained
 from policy_decorator.progress import Display, Silent
 from policy_decorator.refined import Refined
-from policy_decorator.runlog import RunFolder
+from policy_decorator.runlog import CHECKPOINT, RunFolder
 from policy_decorator.statistics import paired_gain, wilson
 from policy_decorator.train import train
 from policy_decorator.types import Transition, VectorEnv
@@ -270,7 +270,7 @@ class Refinement:
             own = {"best": self.best, "eval_env_steps": self.eval_env_steps, "place": self.place}
             own |= {"base_parameters": self.hash_before}
             state = snapshot.capture(self.run) | own
-            snapshot.write(self.folder.path / "checkpoints" / "last.pt", state)
+            snapshot.write(self.folder.path / CHECKPOINT, state)
 
     def restore(self, state: dict[str, Any]) -> None:
         if state.get("base_parameters") not in (None, self.hash_before):

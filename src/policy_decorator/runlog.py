@@ -35,8 +35,19 @@ from policy_decorator.provenance import git_state, now, provenance, versions_and
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["COUNTS", "RunFolder", "atomic_bytes", "atomic_json", "free_disk_check", "provenance", "to_json"]
+__all__ = [
+    "CHECKPOINT",
+    "COUNTS",
+    "RunFolder",
+    "atomic_bytes",
+    "atomic_json",
+    "free_disk_check",
+    "provenance",
+    "to_json",
+]
 
+CHECKPOINT = Path("checkpoints", "last.pt")
+"""Below the folder: what a run is resumed from."""
 COUNTS = ("env_steps", "decisions", "updates", "base_queries", "episodes")
 
 

@@ -1,8 +1,6 @@
 """Poor base policies of toy/reach, trained in seconds, an expert's demonstrations, and an interrupted run."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from interrupted import Interrupted
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,7 +16,6 @@ from policy_decorator import api, snapshot
 from policy_decorator.base_policies.bet import BehaviorTransformer, BeTConfig
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.envs.toy import TASKS
-from policy_decorator.progress import Silent, Update
 
 
 def demonstrated(n: int, chunk: int) -> tuple[Tensor, Tensor]:
@@ -58,21 +56,6 @@ def untrained_bet(**changes: Any) -> BehaviorTransformer:
 def poor_bet(**changes: Any) -> Any:
     """The same after some imitation: it succeeds in a fifth of the episodes."""
     return imitated(untrained_bet(**changes), steps=300, rows=128, lr=3e-3)
-
-
-class Interrupted(Silent):
-    """Ctrl-C when the refinement has come to `at`."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    @contextmanager
-    def stage(self, title: str, total: int) -> Iterator[Update]:
-        def update(done: int, total: int = total, note: str = "") -> None:
-            if title.startswith("refining") and done >= self.at:
-                raise KeyboardInterrupt
-
-        yield update
 
 
 def left_behind(run: Path) -> dict[str, Any]:

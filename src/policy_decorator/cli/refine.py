@@ -24,7 +24,7 @@ from policy_decorator.hardware import compiles, uses_cuda_graphs
 from policy_decorator.limits import check_numbers
 from policy_decorator.methods import METHODS
 from policy_decorator.methods.offline import FromDemonstrations
-from policy_decorator.runlog import RunFolder
+from policy_decorator.runlog import CHECKPOINT, RunFolder
 
 ABOUT = """Learn a small bounded residual on a frozen base policy by reinforcement learning from sparse success, \
 then compare the two on the same episodes. --preset decides what is not given, --bound and --horizon matter most. \
@@ -100,7 +100,7 @@ def run(options: Options) -> Answer:
 
 def how_to_go_on(out: Path) -> str:
     """What to do after an interrupt."""
-    if (out / "checkpoints" / "last.pt").exists():
+    if (out / CHECKPOINT).exists():
         return f"Continue with: pidec refine --out {out} --resume"
     return "There was no checkpoint yet: start again, with --overwrite or another --out."
 

@@ -83,7 +83,7 @@ def _quick(task: str, kind: str) -> RefineConfig:
             ),
         ),
         train=TrainConfig(
-            total_steps=60_000, warmup_steps=5_000, log_every=1_000, eval_every=10_000, save_every=20_000
+            total_steps=60_000, warmup_steps=5_000, log_every=1_000, eval_every=10_000, save_every=10_000
         ),
     )
     return _quick_hand(cfg) if task.startswith("adroit/") else cfg

@@ -77,7 +77,7 @@ def _entries(task: str) -> list[Entry]:
         "paper",
         preset="paper",
         total_steps=PAPER_STEPS[simulator],
-        train={"eval_every": 10_000},
+        train={"eval_every": 10_000, "save_every": 10_000},
         **common,
         **by_hand,
     )

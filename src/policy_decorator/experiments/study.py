@@ -4,7 +4,8 @@
 
 `results/<study>/` holds summary.csv (a line per run), curves.csv (every curve, a line per point), a picture per task,
 provenance.json and, for `recipes`, summary.json. What they hold is not run again, nor is what a run folder holds: a
-study may be interrupted, run in parts (`--tasks`, `--labels`) and go on on another machine.
+study may be interrupted, run in parts (`--tasks`, `--labels`) and go on on another machine. A run that was interrupted
+goes on from its checkpoint, if the code is the same revision without changes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,10 +26,10 @@ from policy_decorator.experiments.entry import Entry, config
 from policy_decorator.experiments.side_by_side import side_by_side, spawn
 from policy_decorator.experiments.tables import Key, Tables
 from policy_decorator.progress import Bars
-from policy_decorator.provenance import provenance
+from policy_decorator.provenance import git_state, provenance
 from policy_decorator.reports.curves import compare_curves
 from policy_decorator.reports.image import png
-from policy_decorator.runlog import RunFolder
+from policy_decorator.runlog import CHECKPOINT, RunFolder
 
 # What the exploration does alone: no demonstrations in the batches, SAC with its usual entropy and white noise.
 OWN_EXPERIENCE = {"demo_share": 0.0, "noise_hold": 1, "n_step": 3, "reward_shift": -1.0}
@@ -105,11 +106,18 @@ def folder(cfg: StudyConfig, index: int, seed: int) -> Path:
 
 
 def run_one(cfg: StudyConfig, index: int, seed: int) -> None:
-    """One run into its folder, begun anew where an earlier try did not finish."""
+    """One run into its folder. One that was interrupted goes on where it is of this very code, else it begins anew."""
     entry, out = STUDIES[cfg.study][index], folder(cfg, index, seed)
     display = Bars()
     policy, demos = make_base(entry.base, seed, cfg.data, cfg.runs / "bases", display)
-    api.run(config(entry, seed), policy, demos=demos, out=out, overwrite=True, display=display)
+    goes_on = _can_go_on(out)
+    api.run(config(entry, seed), policy, demos=demos, out=out, resume=goes_on, overwrite=not goes_on, display=display)
+
+
+def _can_go_on(out: Path) -> bool:
+    code = git_state()
+    same = code["dirty"] is False and (out / CHECKPOINT).exists() and RunFolder.open(out).provenance()["git"] == code
+    return same and not (out / "summary.json").exists()
 
 
 def main(cfg: StudyConfig) -> None:
