@@ -61,6 +61,17 @@ def test_bases_share_demonstrations_and_seeds_do_where_it_is_said(
     assert made == [(2, 0), (2, 1), (3, 0), (3, 1)]
 
 
+def test_a_policy_that_sees_imitates_the_same_demonstrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = replace(TOY, episodes=3)
+    state = bases.kept_demonstrations(few, 1, tmp_path, tmp_path / "bases", Silent())
+    monkeypatch.setattr(bases, "demonstrations", lambda *_: pytest.fail("recorded again"))
+    seen = bases.kept_demonstrations(replace(few, task="toy/reach:rgb"), 1, tmp_path, tmp_path / "bases", Silent())
+    assert (seen.task, seen.episodes) == ("toy/reach:rgb", 3)
+    assert (seen.seeds == state.seeds).all()
+    assert (seen.actions == state.actions).all()
+    assert seen.pictures["rgb"].std() > 0
+
+
 def test_its_own_episodes_are_put_beside_the_demonstrations(
     base: BaseConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

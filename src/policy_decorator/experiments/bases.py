@@ -16,6 +16,7 @@ from policy_decorator.demos.dataset import Demonstrations, joined
 from policy_decorator.demos.expert_npz import read_expert_npz
 from policy_decorator.demos.motion_planning import record_planned
 from policy_decorator.demos.record import record, record_expert, record_policy
+from policy_decorator.demos.replayed import with_pictures
 from policy_decorator.envs import get_task
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError, lookup
@@ -170,7 +171,13 @@ def kept_demonstrations(
     name = f"{cfg.task}-{cfg.source}-{cfg.episodes}-{cfg.noise}-{seed}".replace("/", "-").replace(":", "-")
     kept = cache / "demonstrations" / f"{name.replace(' ', '-')}.h5"
     if not kept.exists():
-        made = demonstrations(cfg, seed, data, display, processes)
+        state = get_task(cfg.task).flat
+        if state is None:
+            made = demonstrations(cfg, seed, data, display, processes)
+        else:  # experts act on the state
+            flat = kept_demonstrations(replace(cfg, task=state.name), seed, data, cache, display, processes)
+            with display.stage("playing again, before the cameras", flat.episodes) as update:
+                made = with_pictures(flat, get_task(cfg.task), update)
         kept.parent.mkdir(parents=True, exist_ok=True)
         made.save(kept)
     return Demonstrations.load(kept)
