@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from interrupted import Interrupted
 from torch import nn
@@ -13,9 +14,10 @@ from policy_decorator import api, provenance, runlog
 from policy_decorator.base_policies import build
 from policy_decorator.base_policies.checkpoint import parameter_hash
 from policy_decorator.base_policies.mlp import MLPConfig
+from policy_decorator.bench.methods import sample_run
 from policy_decorator.disk import atomic_csv
 from policy_decorator.errors import or_exit
-from policy_decorator.experiments import study
+from policy_decorator.experiments import comparisons, study
 from policy_decorator.experiments.bases import BASES
 from policy_decorator.experiments.demo import TASK, DemoConfig
 from policy_decorator.experiments.presets import settings
@@ -32,6 +34,25 @@ def test_every_entry_names_a_base_and_resolves() -> None:
             cfg = study.config(entry, seed=3)
             assert cfg.seed == 3
             assert cfg.task == BASES[entry.base].task
+
+
+def test_every_run_that_compares_methods_can_be_built() -> None:
+    entries = (*comparisons.OTHER_METHODS, *comparisons.FINE_TUNING, *comparisons.APPENDIX_F)
+    settings_of = {entry.label: study.config(entry, seed=0) for entry in entries}
+    for cfg in settings_of.values():
+        sample_run(cfg.method, settings=cfg.learn)
+
+
+def test_conservative_critics_balance_as_the_originals_do() -> None:
+    """Cal-QL's rewards on Adroit are -5, and 5 at the success that ends an episode; ours 0 and 1."""
+    gamma, steps = 0.99, np.arange(200)
+    theirs = np.array([-5 * (gamma ** np.arange(t)).sum() + 5 * gamma**t for t in steps])
+    ours = gamma**steps
+    spread = np.polyfit(ours, theirs, 1)[0]
+    for entry in comparisons.APPENDIX_F:
+        if (cql := entry.learn.get("cql")) is not None:
+            assert (cql.cql_weight * spread, cql.cql_temperature * spread) == pytest.approx((1, 1))
+            assert study.config(entry, seed=0).learn.reward_shift == 0
 
 
 def test_the_demo_study_is_make_demo() -> None:

@@ -177,8 +177,8 @@ class Refinement:
             )
         self.display.say(f"Warning: {problem}; going on because you said so.")
 
-    def evaluate(self) -> None:
-        """The full residual and, while epsilon < 1, the behaviour at the current epsilon."""
+    def evaluate(self, *, candidate: bool = True) -> None:
+        """The full residual and, while epsilon < 1, the behaviour at the current epsilon; a `candidate` may be kept."""
         policy, epsilon = self.run.policy, self._epsilon()
         episodes = self.episodes(policy, self.cfg.eval_episodes, VALIDATION, "full")
         full = behaviour = episodes.rate
@@ -186,7 +186,8 @@ class Refinement:
             gated = dataclasses.replace(policy, composition=Gated(policy.composition, epsilon))
             behaviour = self.episodes(gated, self.cfg.eval_episodes, VALIDATION, "behaviour").rate
         self._log({"eval/full": full, "eval/behaviour": behaviour})
-        self._keep_if_best(full)
+        if candidate:
+            self._keep_if_best(full)
         self._tell(episodes)
 
     def _keep_if_best(self, success: float) -> None:
@@ -201,7 +202,7 @@ class Refinement:
         def watched(b: Transition) -> dict[str, Tensor]:
             metrics = update(b)
             if self.run.learner.updates in updates:
-                self.evaluate()
+                self.evaluate(candidate=False)  # or this run would have more to choose from than others
             return metrics
 
         if updates:

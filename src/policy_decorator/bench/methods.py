@@ -71,11 +71,14 @@ ON_THE_BASE = " on the base"
 """Behind the name of a method whose actor may be the base: as the paper has it."""
 
 
-def sample_run(name: str, sizes: Sizes = SMALL) -> tuple[str, Run]:
-    """The first kind of base that the method takes, and a run on it. Raises UserError where it takes none."""
+def sample_run(name: str, sizes: Sizes = SMALL, settings: Any = None) -> tuple[str, Run]:
+    """The first kind of base that the method takes, and a run on it; `settings` are the method's own by default.
+
+    Raises UserError where it takes none.
+    """
     method = name.removesuffix(ON_THE_BASE)
-    settings: Any = METHODS[method].config()
-    settings = settings if method == name else replace(settings, actor="base")
+    if settings is None:
+        settings = METHODS[method].config() if method == name else replace(METHODS[method].config(), actor="base")
     refusals = []
     for kind, cfg in sizes.bases:
         torch.manual_seed(0)

@@ -171,7 +171,9 @@ def collect(cfg: StudyConfig) -> None:
     if cfg.study == "recipes":
         atomic_json(out / "summary.json", recipes.summary(curves))
     for task in dict.fromkeys(key[0] for key in keys):
-        atomic_bytes(out / f"{task.replace('/', '-')}.png", png(_picture(tables, [k for k in keys if k[0] == task])))
+        bases = {entry.base for entry in STUDIES[cfg.study] if BASES[entry.base].task == task}
+        picture = _picture(tables, [key for key in keys if key[0] == task], one_base=len(bases) == 1)
+        atomic_bytes(out / f"{task.replace('/', '-')}.png", png(picture))
     if known == set(tables.summaries) and not cfg.again:
         return  # nothing was measured: where the numbers come from stays as it was written
     command = f"python -m policy_decorator.experiments.study {cfg.study} --seeds {' '.join(map(str, seeds))}"
@@ -182,8 +184,9 @@ def collect(cfg: StudyConfig) -> None:
     atomic_json(out / "provenance.json", about | record)
 
 
-def _picture(tables: Tables, keys: Sequence[Key]) -> Figure:
-    bases = [float(tables.of(key, "base_success")) for key in keys]
+def _picture(tables: Tables, keys: Sequence[Key], *, one_base: bool) -> Figure:
+    """With a line for the base policy where all methods have the same."""
+    bases = [float(tables.of(key, "base_success")) for key in keys] if one_base else []
     methods = dict.fromkeys(key[1] for key in keys)
     return compare_curves({m: [tables.lines(k) for k in keys if k[1] == m] for m in methods}, bases)
 

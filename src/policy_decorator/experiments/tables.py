@@ -9,7 +9,8 @@ from typing import Any
 from policy_decorator.disk import atomic_csv
 from policy_decorator.runlog import RunFolder
 
-CURVES = ("train/success", "eval/full", "eval/behaviour", "eval/base", "train/epsilon")
+CURVES = ("train/success", "eval/full", "eval/behaviour", "eval/base", "eval/offline", "train/epsilon")
+CURVES += ("loss/critic", "sac/temperature")
 SUMMARY = (
     "task", "policy", "method", "seed", "base_success", "refined_success", "gain", "gain_low", "gain_high", "fixed",
     "broken", "test_episodes", "env_steps", "decisions", "updates", "base_queries", "wall_seconds", "bound", "horizon",
