@@ -3,16 +3,20 @@
 import csv
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from interrupted import Interrupted
 
+from policy_decorator.base_policies.bet import BeTConfig
 from policy_decorator.base_policies.imitate import ImitateConfig
 from policy_decorator.errors import UserError
-from policy_decorator.experiments import imitation
+from policy_decorator.experiments import bases, imitation
 from policy_decorator.experiments.bases import PEG, BaseConfig
 from policy_decorator.experiments.imitation import IMITATIONS, ImitationConfig, main, train_one
+from policy_decorator.progress import Silent
 
 SHORT = ImitateConfig(steps=300, batch_size=64, lr=1e-3, eval_every=100, eval_episodes=10)
 TOY = replace(PEG, task="toy/reach", episodes=60, training=SHORT, evaluate=True)
@@ -70,10 +74,35 @@ def test_what_is_missing_or_unknown_is_said_before_anything_is_trained(tmp_path:
         main(ImitationConfig(("adroit/door",), data=tmp_path, **elsewhere))
 
 
-def test_policies_are_of_the_papers_sizes() -> None:
+def test_an_interrupted_training_goes_on(
+    toys: dict[str, BaseConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(toys, "MLP", replace(TOY, training=replace(SHORT, save_every=100)))
+    made = {}
+    for name, at in (("whole", None), ("cut", 200)):
+        cfg = ImitationConfig(("toy/reach",), ("MLP",), (0,), runs=tmp_path / name, results=tmp_path / name)
+        if at is not None:
+            monkeypatch.setattr(imitation, "Bars", lambda at=at: Interrupted(at, "imitating"))
+            with pytest.raises(KeyboardInterrupt):
+                main(cfg)
+            monkeypatch.setattr(imitation, "Bars", Silent)
+            monkeypatch.setattr(bases, "imitate", partial(_resuming, bases.imitate))
+        main(cfg)
+        (row,) = _rows(tmp_path / name / "imitation" / "summary.csv")
+        made[name] = [row[column] for column in ("best_step", "validation_success", "test_success")]
+        assert not list(tmp_path.glob("**/checkpoint.pt"))
+    assert made["whole"] == made["cut"]
+
+
+def _resuming(imitate: Any, *args: Any, **how: Any) -> Any:
+    assert how["resume"]
+    return imitate(*args, **how)
+
+
+def test_the_same_demonstrations_are_imitated_and_on_door_by_a_transformer_of_the_papers_size() -> None:
     for trained in IMITATIONS.values():
         demos = {(base.task, base.source, base.file, base.episodes) for base in trained.values()}
         assert len(demos) == 1, "they imitate the same demonstrations"
         assert all(base.evaluate for base in trained.values())
-        assert not trained["BeT"].net
-        assert not trained["Diffusion"].net
+    made = BeTConfig(**IMITATIONS["adroit/door"]["BeT"].net)
+    assert replace(made, standardize_obs=False) == BeTConfig()

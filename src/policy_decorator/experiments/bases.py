@@ -115,6 +115,8 @@ SQUARE = BaseConfig(
     "robosuite/square", episodes=100, noise=0.1, policy="diffusion", net=SMALL_DIFFUSION, training=DIFFUSION_TRAINING
 )
 TRANSPORT = replace(SQUARE, task="robosuite/transport", net={**SMALL_DIFFUSION, "horizon": 8, "chunk": 8})
+VINN_EPISODES = 100
+"""At most: for every answer it searches through all frames."""
 OTHER_KINDS: Mapping[str, Mapping[str, Any]] = {
     "bet": {"policy": "bet", "net": SMALL_BET, "training": ADROIT_TRAINING},
     "rnn": {"policy": "rnn", "training": ImitateConfig(steps=1_500, batch_size=64, lr=1e-3)},
@@ -127,7 +129,8 @@ SEEN = replace(PEG, task=f"{PEG.task}:rgb", policy="cnn", training=replace(MLP_T
 
 def _others(base: BaseConfig) -> Mapping[str, BaseConfig]:
     """Other policies of the same demonstrations, for methods that need their kind: FISH, DPPO."""
-    vinn = replace(base, policy="vinn", net={"bet": BeTConfig(**SMALL_BET)}, training=ADROIT_TRAINING)
+    few = min(base.episodes, VINN_EPISODES)
+    vinn = replace(base, policy="vinn", episodes=few, net={"bet": BeTConfig(**SMALL_BET)}, training=ADROIT_TRAINING)
     denoising = replace(base, policy="diffusion", net=SMALL_DIFFUSION, training=DIFFUSION_TRAINING)
     return {f"{base.task}-{kind.policy}": replace(kind, evaluate=False) for kind in (vinn, denoising)}
 
@@ -183,8 +186,10 @@ def kept_demonstrations(
     return Demonstrations.load(kept)
 
 
-def train_base(cfg: BaseConfig, demos: Demonstrations, seed: int, display: Display) -> ImitationResult:
-    """Imitate the demonstrations."""
+def train_base(
+    cfg: BaseConfig, demos: Demonstrations, seed: int, display: Display, checkpoint: Path | None = None
+) -> ImitationResult:
+    """Imitate the demonstrations; a training that was interrupted goes on from its `checkpoint`."""
     task = get_task(cfg.task)
     torch.manual_seed(seed)
     settings = POLICIES[cfg.policy].config(**cfg.net)
@@ -204,6 +209,8 @@ def train_base(cfg: BaseConfig, demos: Demonstrations, seed: int, display: Displ
             how,
             evaluate=evaluate if cfg.evaluate else None,
             progress=lambda step, steps, row: update(step, note=f"loss {row['loss']:.3f}"),
+            checkpoint=checkpoint,
+            resume=checkpoint is not None and checkpoint.exists(),
         )
     env.close()
     return result

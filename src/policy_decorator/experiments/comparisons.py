@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from policy_decorator.experiments.bases import BASES
 from policy_decorator.experiments.entry import Entry
 from policy_decorator.methods.cal_ql import LADDER
 from policy_decorator.rl.cql import CQLConfig
@@ -31,8 +32,18 @@ def _entry(task: str, label: str, base: str = "", **settings: Any) -> Entry:
 
 
 PPO: Mapping[str, Any] = {"preset": "ppo", "run": {"envs": 8}}
-SHORT_ROLLOUTS = PPOConfig(rollout=100, epochs=10, minibatches=20, clip=0.01, target_kl=1.0)
-"""DPPO's own settings but for rollouts of a quarter of the length: its authors' steps are millions."""
+CONTROLLED: Mapping[str, Any] = {"bound": "auto", "horizon": "auto"}
+"""Of Policy Decorator, as `fast` has it."""
+OWN_EXPERIENCE: Mapping[str, Any] = {"demo_share": 0.0}
+"""Of Policy Decorator in the paper: no demonstrations in its batches."""
+AT_ONCE: Mapping[str, Any] = {"base_only_warmup": False}
+"""Residual RL's warm-up is random, the first of two reasons for its collapse (App. G.1)."""
+DPPO_OWN = PPOConfig(epochs=10, minibatches=20, clip=0.01, target_kl=1.0)
+DPPO_ROUND = 1_600
+"""Environment steps between its updates: nineteen rounds, of which two are the value function's. Its authors, who have
+millions of steps, take more."""
+SLOW: Mapping[str, Any] = {"eval_episodes": 15, "test_episodes": 30}
+"""Episodes of robosuite's tasks, of which a step takes up to 50 ms and which last hundreds of steps."""
 
 
 OFFLINE: Mapping[str, Any] = {"offline_updates": 5_000}
@@ -60,26 +71,30 @@ JUMP_STARTS = 20
 
 
 def _jsrl(task: str) -> Entry:
-    """Evaluated often: `step_back` follows from how many evaluations there are."""
-    rhythm: dict[str, Any] = {"train": {"eval_every": STEPS // JUMP_STARTS}, "run": {"eval_episodes": 20}}
+    """Evaluated often, and first when it learns: `step_back` follows from how many evaluations there are."""
+    every = STEPS // JUMP_STARTS
+    rhythm: dict[str, Any] = {"train": {"eval_every": every, "warmup_steps": every}, "run": {"eval_episodes": 20}}
     return _entry(task, "JSRL", method="jsrl", **rhythm)
 
 
 def _dppo(task: str, label: str = "DPPO", **run: Any) -> Entry:
     settings = {**PPO, "run": {**PPO["run"], **run}}
-    return _entry(task, label, base="diffusion", method="dppo", learn={"ppo": SHORT_ROLLOUTS}, **settings)
+    chunk = BASES[f"{task}-diffusion"].net["chunk"]
+    learn = {"ppo": replace(DPPO_OWN, rollout=DPPO_ROUND // (PPO["run"]["envs"] * chunk))}
+    return _entry(task, label, base="diffusion", method="dppo", learn=learn, **settings)
 
 
 def _others(task: str) -> tuple[Entry, ...]:
     """The comparison set of Sec. 5.2.2 and of App. C and D.3."""
     return (
         _entry(task, "Policy Decorator"),
-        _entry(task, "Residual RL", method="residual-rl"),
+        _entry(task, "Policy Decorator, no demonstrations", learn=OWN_EXPERIENCE),
+        _entry(task, "Residual RL", method="residual-rl", learn=AT_ONCE),
         _jsrl(task),
-        _entry(task, "GAIL", method="gail"),
-        _entry(task, "FISH", base="vinn", method="fish"),
-        _entry(task, "Policy Decorator, PPO", **PPO),
-        _entry(task, "Residual RL, PPO", method="residual-rl", **PPO),
+        _entry(task, "GAIL", method="gail", sac={"temperature": 0.1}),
+        _entry(task, "FISH", base="vinn", method="fish", sac={"temperature": 0.02}),
+        _entry(task, "Policy Decorator, PPO", **CONTROLLED, **PPO),
+        _entry(task, "Residual RL, PPO", method="residual-rl", learn=AT_ONCE, train={"warmup_steps": 0}, **PPO),
         _entry(task, "PPO fine-tuning", method="ppo-finetuning", **PPO),
         _entry(task, "Policy Decorator on Diffusion", base="diffusion"),
         _dppo(task),
@@ -87,14 +102,20 @@ def _others(task: str) -> tuple[Entry, ...]:
 
 
 def _with_and_without_end(task: str) -> tuple[Entry, ...]:
-    """Figs. 13 and 14: episodes end at success, or are of a fixed length."""
-    fixed = "fixed length"
-    return (
-        _entry(task, "Policy Decorator", base="diffusion"),
-        _dppo(task),
-        _entry(task, f"Policy Decorator, {fixed}", base="diffusion", run={"ends_at_success": False}),
-        _dppo(task, f"DPPO, {fixed}", ends_at_success=False),
+    """Figs. 13 and 14: episodes end at success, or are of a fixed length.
+
+    They last hundreds of steps. So Policy Decorator's H does not wait for measured success, its gamma is as far-sighted
+    as DPPO's; its demonstrations, which stop at success, would show no reward in episodes that do not.
+    """
+    fixed = {**SLOW, "ends_at_success": False}
+    ours: dict[str, Any] = {"base": "diffusion", "horizon": 10_000, "learn": OWN_EXPERIENCE, "sac": {"gamma": 0.998}}
+    made = (
+        _entry(task, "Policy Decorator", run=SLOW, **ours),
+        _dppo(task, **SLOW),
+        _entry(task, "Policy Decorator, fixed length", run=fixed, **ours),
+        _dppo(task, "DPPO, fixed length", **fixed),
     )
+    return tuple(replace(entry, train={"eval_every": STEPS // 3}) for entry in made)
 
 
 def _fine_tuning(task: str) -> tuple[Entry, ...]:
@@ -102,7 +123,7 @@ def _fine_tuning(task: str) -> tuple[Entry, ...]:
     itself = {"actor": "base"}
     return (
         _entry(task, "Policy Decorator"),
-        _entry(task, "Policy Decorator, no demonstrations", learn={"demo_share": 0.0}),
+        _entry(task, "Policy Decorator, no demonstrations", learn=OWN_EXPERIENCE),
         _entry(task, "SAC with LoRA", base="bounded", method="sac-lora", nets=PLAIN_CRITICS),
         _entry(task, "RLPD", base="bounded", method="rlpd", learn=itself),
         _entry(task, "Cal-QL", base="bounded", method="cal-ql", learn={**CONSERVATIVE, **itself}),

@@ -111,7 +111,8 @@ def run_one(cfg: StudyConfig, index: int, seed: int) -> None:
     display = Bars()
     policy, demos = make_base(entry.base, seed, cfg.data, cfg.runs / "bases", display)
     goes_on = _can_go_on(out)
-    api.run(config(entry, seed), policy, demos=demos, out=out, resume=goes_on, overwrite=not goes_on, display=display)
+    how: dict[str, Any] = {"resume": goes_on, "overwrite": not goes_on, "force": True}  # a base of 0 % is a result too
+    api.run(config(entry, seed), policy, demos=demos, out=out, display=display, **how)
 
 
 def _can_go_on(out: Path) -> bool:

@@ -10,11 +10,11 @@ from policy_decorator.disk import atomic_csv
 from policy_decorator.runlog import RunFolder
 
 CURVES = ("train/success", "eval/full", "eval/behaviour", "eval/base", "eval/offline", "train/epsilon")
-CURVES += ("loss/critic", "sac/temperature")
+CURVES += ("loss/critic", "sac/temperature", "train/guide_steps")
 SUMMARY = (
     "task", "policy", "method", "seed", "base_success", "refined_success", "gain", "gain_low", "gain_high", "fixed",
     "broken", "test_episodes", "env_steps", "decisions", "updates", "base_queries", "wall_seconds", "bound", "horizon",
-    "kept_checkpoint_step", "git_revision", "git_dirty", "base_parameters_sha256",
+    "kept_checkpoint_step", "git_revision", "git_dirty", "base_parameters_sha256", "guide_steps",
 )  # fmt: skip
 
 

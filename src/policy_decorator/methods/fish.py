@@ -66,6 +66,11 @@ class Config(ResidualConfig):
     def uses_demonstrations(self) -> bool:
         return True
 
+    @property
+    def asks_about_demonstrations(self) -> bool:
+        """Only corrections are of the base's actions: that takes as long as an episode for every demonstration."""
+        return self.demo_share > 0 or self.bound == "auto"
+
 
 def build(cfg: Config, p: Problem) -> Run:
     """Raises UserError: no demonstrations, a task with pictures, a base without the features asked for."""

@@ -83,14 +83,19 @@ class Discriminator:
         return telling + self.cfg.gradient_penalty * ((slope.norm(dim=-1) - 1) ** 2).mean()
 
     def learn(self, demonstrated: Tensor, own: Tensor) -> dict[str, Tensor]:
-        """A round on batches drawn from pairs (M, *) and (N, *)."""
+        """A round on batches drawn from pairs (M, *) and (N, *); `gail/told_apart` is of another such batch."""
         loss, n = torch.zeros(()), self.cfg.d_batch
-        for _ in range(self.cfg.d_steps):
+
+        def drawn() -> tuple[Tensor, Tensor]:
             theirs, ours = (x[torch.randint(len(x), (n,), device=x.device)] for x in (demonstrated, own))
-            loss = self.loss(theirs, ours, torch.rand(n, 1, device=own.device))
+            return theirs, ours
+
+        for _ in range(self.cfg.d_steps):
+            loss = self.loss(*drawn(), torch.rand(n, 1, device=own.device))
             self.optimizer.down(loss)
         with torch.no_grad():
-            right = (self.logit(demonstrated) > 0).float().mean() + (self.logit(own) < 0).float().mean()
+            theirs, ours = drawn()
+            right = (self.logit(theirs) > 0).float().mean() + (self.logit(ours) < 0).float().mean()
         return {"loss/discriminator": loss.detach(), "gail/told_apart": right / 2}
 
     def state(self) -> dict[str, Any]:
