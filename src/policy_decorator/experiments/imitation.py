@@ -63,7 +63,7 @@ DENOISING = {
     "diffusion_steps": 100,
     "ddim_steps": 10,
 }
-"""DPPO's network, of which a step costs a twentieth of the U-Net's."""
+"""DPPO's network, of which a step costs far less than the U-Net's."""
 LONG: Mapping[str, Any] = {"lr": 1e-3, "warmup_steps": 500, "ema": 0.999}
 DIFFUSION: Mapping[str, Any] = {
     **LONG, "batch_size": 256, "betas": (0.95, 0.999), "weight_decay": 1e-6, "obs_noise": 0.03
