@@ -5,9 +5,12 @@ a millisecond and there are more environments than cores.
 """
 
 import multiprocessing
+import os
+import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Any
 
 import gymnasium as gym
@@ -40,20 +43,32 @@ class Here:
         return self.answer
 
 
+def _context() -> ForkServerContext | SpawnContext:
+    """Where processes come from: on Linux a server that imports torch once, for all of them, and is then forked.
+
+    Forking this process itself may hang the child where torch's threads run.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "policy_decorator.envs"])
+    return context
+
+
 class Workers:
     """`SyncVectorEnv`s in processes, with the same methods over all of them."""
 
     def __init__(self, makers: Sequence[MakeEnv], processes: int) -> None:
-        context = multiprocessing.get_context("spawn")  # forking a process that runs torch's threads may hang it
+        context = _context()
         self.rows = np.array_split(np.arange(len(makers)), min(processes, len(makers)))
         self.pipes: list[Connection] = []
         self.processes = []
         for rows in self.rows:
             ours, theirs = context.Pipe()
-            share = [makers[i] for i in rows]
-            process = context.Process(target=_serve, args=(theirs, share), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, dict(os.environ)), daemon=True)
             process.start()
             theirs.close()
+            ours.send([makers[i] for i in rows])
             self.pipes.append(ours)
             self.processes.append(process)
 
@@ -107,9 +122,13 @@ def _answer(pipe: Connection) -> Any:
     return answer
 
 
-def _serve(pipe: Connection, makers: Sequence[MakeEnv]) -> None:
+def _serve(pipe: Connection, environ: Mapping[str, str]) -> None:
+    """`environ` is the parent's: the server may have been started before a renderer was chosen there."""
+    os.environ.clear()
+    os.environ.update(environ)
+    np.random.seed()  # noqa: NPY002 - forks of the server would all have the same
     try:
-        envs = in_process(makers)
+        envs = in_process(pipe.recv())
         obs = np.zeros(())
         while True:
             match pipe.recv():
