@@ -19,8 +19,8 @@ setup: $(STAMP) ## build .venv with the versions of constraints.txt (at once whe
 # torch first and alone: a build that is already in .venv (CPU-only, another CUDA) is then kept as it is.
 $(STAMP): pyproject.toml constraints.txt
 	@$(MAKE) venv
-	$(BIN)/python -m pip install --no-compile -c constraints.txt torch
-	$(BIN)/python -m pip install --no-compile -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install -c constraints.txt torch
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
 	@touch $(STAMP)
 
 venv: ## build an empty .venv, to install a torch of your own into before `make setup`
@@ -42,7 +42,7 @@ demo: setup ## demonstrations, a base policy, its refinement and a report, into 
 	$(BIN)/pidec demo --seed $(SEED) --out runs/demo
 
 test: setup ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist worksteal -n $(WORKERS) --maxprocesses 8
 
 lint: setup ## formatting, lint, types and import contracts, changing nothing
 	$(BIN)/ruff format --check

@@ -20,7 +20,7 @@ from policy_decorator.disk import from_json, read_json
 
 HAVE_SB3 = importlib.util.find_spec("stable_baselines3") is not None
 TINY = "--quick --env synthetic --base mlp --obs 5 --action 2 --width 8 --depth 1 --batch-size 16 --envs 2 --workers 0"
-TINY += " --replay 300 --seconds 0.01 --steps 64 --threads 1 --precisions float32 bfloat16 --device cpu --quiet --json"
+TINY += " --replay 300 --seconds 0.01 --steps 64 --threads 1 --precisions float32 --device cpu --quiet --json"
 
 
 def pidec(*args: str) -> tuple[int, str, str]:
@@ -42,8 +42,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path
 def test_ratios_are_of_the_numbers_beside_them(made: tuple[dict[str, Any], Path]) -> None:
     value, _ = made
     best = min(row["update_ms"] for row in value["updates"])
-    ways = {(precision, way) for precision in ("float32", "bfloat16") for way in ("plain", "compiled")}
-    assert {(row["precision"], row["way"]) for row in value["updates"]} == ways
+    assert {(row["precision"], row["way"]) for row in value["updates"]} == {
+        ("float32", "plain"),
+        ("float32", "compiled"),
+    }
     ratios, formats = value["ratios"], value["limit"]["formats"]
     assert ratios["update_vs_eager"] == pytest.approx(value["eager"][0]["update_ms"] / best)
     assert value["eager"][0]["threads"] == 1

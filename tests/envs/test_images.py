@@ -218,7 +218,7 @@ def test_what_is_shown(task: Task) -> None:
     space: Any = shown.observation_space
     obs, _ = shown.reset(seed=3)
     start, _ = flat.reset(seed=3)
-    actions = np.random.default_rng(0).uniform(-1, 1, (5, task.action_size)).astype(np.float32)
+    actions = np.random.default_rng(0).uniform(-1, 1, (3, task.action_size)).astype(np.float32)
     first = obs["rgb"]
     for action in actions:
         obs, *_ = shown.step(action)
