@@ -8,9 +8,12 @@ import multiprocessing
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.reduction import ForkingPickler
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -55,33 +58,44 @@ def _context() -> ForkServerContext | SpawnContext:
     return context
 
 
+@contextmanager
+def without_main() -> Iterator[None]:
+    """Processes that are started meanwhile do not run the lines of the user's program once more, guarded or not."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
 class Workers:
     """`SyncVectorEnv`s in processes, with the same methods over all of them."""
 
     def __init__(self, makers: Sequence[MakeEnv], processes: int) -> None:
-        context = _context()
+        context, own = _context(), b"__main__" in ForkingPickler.dumps(makers).tobytes()
         self.rows = np.array_split(np.arange(len(makers)), min(processes, len(makers)))
         self.pipes: list[Connection] = []
         self.processes = []
         for rows in self.rows:
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, dict(os.environ)), daemon=True)
-            process.start()
+            with nullcontext() if own else without_main():
+                process.start()
             theirs.close()
-            ours.send([makers[i] for i in rows])
             self.pipes.append(ours)
             self.processes.append(process)
+            _tell(ours, [makers[i] for i in rows])
 
     def reset(self, *, seed: Sequence[int], options: dict[str, Any]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Reset the rows of `options["reset_mask"]`; the others answer with the observation they are at."""
         mask = options["reset_mask"]
         for pipe, rows in zip(self.pipes, self.rows, strict=True):
-            pipe.send(("reset", [seed[i] for i in rows], {**options, "reset_mask": mask[rows]}))
+            _tell(pipe, ("reset", [seed[i] for i in rows], {**options, "reset_mask": mask[rows]}))
         return _joined([_answer(pipe) for pipe in self.pipes]), {}
 
     def send(self, actions: np.ndarray) -> None:
         for pipe, rows in zip(self.pipes, self.rows, strict=True):
-            pipe.send(("step", actions[rows]))
+            _tell(pipe, ("step", actions[rows]))
 
     def receive(self) -> Answer:
         answers = [_answer(pipe) for pipe in self.pipes]
@@ -110,13 +124,25 @@ def _joined(parts: Sequence[Any]) -> Any:
     return np.concatenate(parts)
 
 
+DIED = (
+    "an environment process died: the simulator crashed, or the machine ran out of memory. Or the environment is "
+    "defined in the program itself, which every process runs again: put what it does behind "
+    '`if __name__ == "__main__":`.'
+)
+
+
+def _tell(pipe: Connection, message: Any) -> None:
+    try:
+        pipe.send(message)
+    except OSError:
+        raise RuntimeError(DIED) from None
+
+
 def _answer(pipe: Connection) -> Any:
     try:
         ok, answer = pipe.recv()
-    except EOFError:
-        raise RuntimeError(
-            "an environment process died: the simulator crashed or the machine ran out of memory"
-        ) from None
+    except (EOFError, OSError):
+        raise RuntimeError(DIED) from None
     if not ok:
         raise RuntimeError(f"an environment process failed:\n{answer}")
     return answer
