@@ -12,7 +12,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from policy_decorator.envs import get_task
 from policy_decorator.envs.maniskill import SIMULATED, simulated
 from policy_decorator.envs.maniskill.simulator import load
 from policy_decorator.envs.task import Task
+from policy_decorator.envs.workers import process_context, without_main
 from policy_decorator.errors import UserError
 
 BATCH = 10
@@ -103,9 +103,11 @@ def _in_processes(task: Task, batches: Sequence[range], processes: int) -> Itera
     if processes <= 1:
         yield from map(work, batches)
         return
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(processes, mp_context=process_context())
     try:
-        yield from pool.map(work, batches)
+        with without_main():  # they are started here
+            planned = pool.map(work, batches)
+        yield from planned
     except BrokenProcessPool as error:
         raise UserError("ManiSkill's motion planner ended its process. Try it alone: --workers 0.") from error
     finally:

@@ -46,7 +46,7 @@ class Here:
         return self.answer
 
 
-def _context() -> ForkServerContext | SpawnContext:
+def process_context() -> ForkServerContext | SpawnContext:
     """Where processes come from: on Linux a server that imports torch once, for all of them, and is then forked.
 
     Forking this process itself may hang the child where torch's threads run.
@@ -72,7 +72,7 @@ class Workers:
     """`SyncVectorEnv`s in processes, with the same methods over all of them."""
 
     def __init__(self, makers: Sequence[MakeEnv], processes: int) -> None:
-        context, own = _context(), b"__main__" in ForkingPickler.dumps(makers).tobytes()
+        context, own = process_context(), b"__main__" in ForkingPickler.dumps(makers).tobytes()
         self.rows = np.array_split(np.arange(len(makers)), min(processes, len(makers)))
         self.pipes: list[Connection] = []
         self.processes = []
