@@ -59,7 +59,7 @@ def test_each_is_trained_once_and_its_best_checkpoint_tested(
         assert success[row["best_step"]] == max(success.values()) == float(row["validation_success"])
         assert len([c for c in own if c["metric"] == "loss"]) >= 3
     assert int(summary[0]["parameters"]) > int(summary[2]["parameters"])
-    assert "toy/reach --seeds 0 1" in json.loads((out / "provenance.json").read_text())["command"]
+    assert "toy/reach --data DATA --seeds 0 1" in json.loads((out / "provenance.json").read_text())["command"]
     before = (out / "summary.csv").read_text()
     monkeypatch.setattr(imitation, "_spawn", lambda *_: pytest.fail("trained again"))
     main(replace(cfg, runs=tmp_path / "fresh machine"))
@@ -70,6 +70,8 @@ def test_what_is_missing_or_unknown_is_said_before_anything_is_trained(tmp_path:
     elsewhere = {"runs": tmp_path / "runs", "results": tmp_path / "results"}
     with pytest.raises(UserError, match="'adroit/door'"):
         main(ImitationConfig(("adroit/dor",), **elsewhere))
+    with pytest.raises(UserError, match="'Diffusion'"):
+        main(ImitationConfig(("adroit/door",), policies=("BeT", "Difusion"), **elsewhere))
     with pytest.raises(UserError, match=r"door-v0_demos\.pickle is missing"):
         main(ImitationConfig(("adroit/door",), data=tmp_path, **elsewhere))
 

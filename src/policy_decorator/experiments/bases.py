@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock
 
 from policy_decorator.base_policies import POLICIES, build
 from policy_decorator.base_policies.bet import BeTConfig
@@ -128,11 +129,14 @@ SEEN = replace(PEG, task=f"{PEG.task}:rgb", policy="cnn", training=replace(MLP_T
 
 
 def _others(base: BaseConfig) -> Mapping[str, BaseConfig]:
-    """Other policies of the same demonstrations, for methods that need their kind: FISH, DPPO."""
+    """Other policies of the same demonstrations, for methods that need their kind: FISH, DPPO, and DIPO, which keeps
+    what is predicted and not executed."""
     few = min(base.episodes, VINN_EPISODES)
     vinn = replace(base, policy="vinn", episodes=few, net={"bet": BeTConfig(**SMALL_BET)}, training=ADROIT_TRAINING)
     denoising = replace(base, policy="diffusion", net=SMALL_DIFFUSION, training=DIFFUSION_TRAINING)
-    return {f"{base.task}-{kind.policy}": replace(kind, evaluate=False) for kind in (vinn, denoising)}
+    ahead = replace(denoising, net={**SMALL_DIFFUSION, "horizon": 8})
+    kinds = {"vinn": vinn, "diffusion": denoising, "diffusion-ahead": ahead}
+    return {f"{base.task}-{kind}": replace(cfg, evaluate=False) for kind, cfg in kinds.items()}
 
 
 BASES: Mapping[str, BaseConfig] = {
@@ -146,7 +150,7 @@ BASES: Mapping[str, BaseConfig] = {
     **{name: other for base in (PEG, DOOR, PEN, STACK_CUBE) for name, other in _others(base).items()},
     **{f"{base.task}-bounded": replace(base, net={**SMALL_BET, **BOUNDED}) for base in (DOOR, PEN)},
     **{f"{base.task}-diffusion": base for base in (SQUARE, TRANSPORT)},
-    f"{DOOR.task}-mixed": replace(DOOR, rollouts=25),
+    f"{PEN.task}-mixed": replace(PEN, rollouts=25),
 }
 
 
@@ -173,7 +177,9 @@ def kept_demonstrations(
     seed = 0 if cfg.same_for_all else seed
     name = f"{cfg.task}-{cfg.source}-{cfg.episodes}-{cfg.noise}-{seed}".replace("/", "-").replace(":", "-")
     kept = cache / "demonstrations" / f"{name.replace(' ', '-')}.h5"
-    if not kept.exists():
+    with _one_at_a_time(kept):
+        if kept.exists():
+            return Demonstrations.load(kept)
         state = get_task(cfg.task).flat
         if state is None:
             made = demonstrations(cfg, seed, data, display, processes)
@@ -181,9 +187,14 @@ def kept_demonstrations(
             flat = kept_demonstrations(replace(cfg, task=state.name), seed, data, cache, display, processes)
             with display.stage("playing again, before the cameras", flat.episodes) as update:
                 made = with_pictures(flat, get_task(cfg.task), update)
-        kept.parent.mkdir(parents=True, exist_ok=True)
         made.save(kept)
-    return Demonstrations.load(kept)
+        return made
+
+
+def _one_at_a_time(made: Path) -> FileLock:
+    """Of several runs that want it, one makes it, and the others wait."""
+    made.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(made.with_name(f"{made.name}.lock"))
 
 
 def train_base(
@@ -225,11 +236,12 @@ def make_base(
     demos = kept_demonstrations(cfg, seed, data, cache, display)
     if cfg.policy == "sb3":
         return sb3_model(get_task(cfg.task), demos, seed), demos
-    if not (out / "policy.json").exists():
-        policy = train_base(cfg, demos, seed, display).policy
-        save_policy(policy, out, details={"task": cfg.task, "demonstrations": demos.describe(), "seed": seed})
-    if cfg.rollouts:
-        demos = joined([demos, _rollouts(cfg, out, seed, display)])
+    with _one_at_a_time(out):
+        if not (out / "policy.json").exists():
+            policy = train_base(cfg, demos, seed, display).policy
+            save_policy(policy, out, details={"task": cfg.task, "demonstrations": demos.describe(), "seed": seed})
+        if cfg.rollouts:
+            demos = joined([demos, _rollouts(cfg, out, seed, display)])
     return served(out) if cfg.served else load_policy(out), demos
 
 

@@ -7,6 +7,7 @@ such as the penalty that pulls it to the base, is Policy Decorator's and Residua
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from policy_decorator.experiments.bases import BASES
@@ -18,15 +19,15 @@ from policy_decorator.rl.ppo import PPOConfig
 
 PEG = "metaworld/peg-insert-side"
 STEPS = 30_000
-"""Environment steps of every run: what some two hundred and fifty runs can have on a CPU."""
-OTHERS_ON = (PEG, "adroit/door", "maniskill/stack-cube")
+"""Environment steps of every run: what some three hundred runs can have on a CPU."""
+OTHERS_ON = (PEG, "adroit/door", "maniskill/stack-cube", "adroit/pen")
 DPPO_ON = ("robosuite/square", "robosuite/transport")
 FINE_TUNING_ON = ("adroit/door", "adroit/pen")
 
 
 def _entry(task: str, label: str, base: str = "", **settings: Any) -> Entry:
     run = {"eval_episodes": 40, "compile": "auto", **settings.pop("run", {})}
-    train = {"eval_every": STEPS // 5, **settings.pop("train", {})}
+    train = {"log_every": 1_000, "eval_every": STEPS // 5, "save_every": 10_000, **settings.pop("train", {})}
     name = f"{task}-{base}" if base else task
     return Entry(name, label, total_steps=STEPS, run=run, train=train, **{"preset": "fast", **settings})
 
@@ -36,12 +37,15 @@ CONTROLLED: Mapping[str, Any] = {"bound": "auto", "horizon": "auto"}
 """Of Policy Decorator, as `fast` has it."""
 OWN_EXPERIENCE: Mapping[str, Any] = {"demo_share": 0.0}
 """Of Policy Decorator in the paper: no demonstrations in its batches."""
-AT_ONCE: Mapping[str, Any] = {"base_only_warmup": False}
-"""Residual RL's warm-up is random, the first of two reasons for its collapse (App. G.1)."""
+UNCONTROLLED: Mapping[str, Any] = {"base_only_warmup": False, **OWN_EXPERIENCE}
+"""Residual RL's warm-up is random, the first of two reasons for its collapse (App. G.1); all else is as Policy
+Decorator without demonstrations has it."""
 DPPO_OWN = PPOConfig(epochs=10, minibatches=20, clip=0.01, target_kl=1.0)
 DPPO_ROUND = 1_600
-"""Environment steps between its updates: nineteen rounds, of which two are the value function's. Its authors, who have
+"""Environment steps between its updates: eighteen rounds, of which two are the value function's. Its authors, who have
 millions of steps, take more."""
+TRANSPORTED: Mapping[str, Any] = {"temperature": 0.02}
+"""At first, where the reward is optimal transport's: ten times as large as success."""
 SLOW: Mapping[str, Any] = {"eval_episodes": 15, "test_episodes": 30}
 """Episodes of robosuite's tasks, of which a step takes up to 50 ms and which last hundreds of steps."""
 
@@ -89,12 +93,12 @@ def _others(task: str) -> tuple[Entry, ...]:
     return (
         _entry(task, "Policy Decorator"),
         _entry(task, "Policy Decorator, no demonstrations", learn=OWN_EXPERIENCE),
-        _entry(task, "Residual RL", method="residual-rl", learn=AT_ONCE),
+        _entry(task, "Residual RL", method="residual-rl", learn=UNCONTROLLED),
         _jsrl(task),
         _entry(task, "GAIL", method="gail", sac={"temperature": 0.1}),
-        _entry(task, "FISH", base="vinn", method="fish", sac={"temperature": 0.02}),
+        _entry(task, "FISH", base="vinn", method="fish", sac=TRANSPORTED),
         _entry(task, "Policy Decorator, PPO", **CONTROLLED, **PPO),
-        _entry(task, "Residual RL, PPO", method="residual-rl", learn=AT_ONCE, train={"warmup_steps": 0}, **PPO),
+        _entry(task, "Residual RL, PPO", method="residual-rl", learn=UNCONTROLLED, train={"warmup_steps": 0}, **PPO),
         _entry(task, "PPO fine-tuning", method="ppo-finetuning", **PPO),
         _entry(task, "Policy Decorator on Diffusion", base="diffusion"),
         _dppo(task),
@@ -104,8 +108,9 @@ def _others(task: str) -> tuple[Entry, ...]:
 def _with_and_without_end(task: str) -> tuple[Entry, ...]:
     """Figs. 13 and 14: episodes end at success, or are of a fixed length.
 
-    They last hundreds of steps. So Policy Decorator's H does not wait for measured success, its gamma is as far-sighted
-    as DPPO's; its demonstrations, which stop at success, would show no reward in episodes that do not.
+    They last hundreds of steps. So Policy Decorator's H does not wait for measured success, and its gamma looks 500
+    steps ahead (DPPO's: 1,000 chunks); its demonstrations, which stop at success, would show no reward in episodes that
+    do not.
     """
     fixed = {**SLOW, "ends_at_success": False}
     ours: dict[str, Any] = {"base": "diffusion", "horizon": 10_000, "learn": OWN_EXPERIENCE, "sac": {"gamma": 0.998}}
@@ -127,8 +132,8 @@ def _fine_tuning(task: str) -> tuple[Entry, ...]:
         _entry(task, "SAC with LoRA", base="bounded", method="sac-lora", nets=PLAIN_CRITICS),
         _entry(task, "RLPD", base="bounded", method="rlpd", learn=itself),
         _entry(task, "Cal-QL", base="bounded", method="cal-ql", learn={**CONSERVATIVE, **itself}),
-        _entry(task, "ROT", base="bounded", method="rot", nets=PLAIN_CRITICS),
-        _entry(task, "DIPO", base="diffusion", method="dipo", nets=PLAIN_CRITICS),
+        _entry(task, "ROT", base="bounded", method="rot", nets=PLAIN_CRITICS, sac=TRANSPORTED),
+        _entry(task, "DIPO", base="diffusion-ahead", method="dipo", nets=PLAIN_CRITICS),
         _entry(task, "RLPD from scratch", method="rlpd"),
         _entry(task, "Cal-QL from scratch", method="cal-ql", learn=CONSERVATIVE),
         _entry(task, "CQL", method="cql", learn=CONSERVATIVE),
@@ -140,32 +145,36 @@ def _fine_tuning(task: str) -> tuple[Entry, ...]:
     )
 
 
-def _appendix_f(task: str) -> tuple[Entry, ...]:
+def _appendix_f(task: str, recorded: str) -> tuple[Entry, ...]:
     """Why fine-tuning fails: after few updates (F.2), by the critics' data (F.3), the horizon (F.4) and what critics
     are and learn first (F.5).
 
-    F.3: the base's file decides the data, all of which is learned from (most of Door's demonstrations stop short of
-    success as it is counted here); all rungs have single-decision returns, which A and B need. F.5.2 is about what the
-    temperature does to the critics' targets, so it is in them, and begins at 1, with a warm start and without.
+    In all but F.3 the actor learns at every update. F.3 is on a task whose demonstrations all succeed, so that only A's
+    data hold failures: episodes of the base. All its rungs have single-decision returns, which A and B need. F.5.2 is
+    about what the temperature does to the critics' targets, so it is in them, and begins at 1, with a warm start and
+    without.
     """
 
-    def sac(label: str, **learn: Any) -> Entry:
-        return _entry(task, label, base="bounded", method="sac-lora", nets=PLAIN_CRITICS, learn=learn)
+    def sac(label: str, *, sac: Mapping[str, Any] = MappingProxyType({}), **learn: Any) -> Entry:
+        every = {"actor_every": 1, **sac}
+        return _entry(task, label, base="bounded", method="sac-lora", nets=PLAIN_CRITICS, learn=learn, sac=every)
 
     def cal_ql(rung: str) -> Entry:
-        learn = {**CONSERVATIVE, **LADDER[rung], "offline_data": "all", "n_step": 1}
-        return _entry(task, f"F.3: {rung}", base="mixed" if rung == "A" else "bounded", method="cal-ql", learn=learn)
-
-    def hot(label: str, **learn: Any) -> Entry:
-        return replace(sac(f"F.5.2: {label}", **learn), sac=HOT)
+        learn = {**CONSERVATIVE, **LADDER[rung], "n_step": 1}
+        return _entry(
+            recorded, f"F.3: {rung}", base="mixed" if rung == "A" else "bounded", method="cal-ql", learn=learn
+        )
 
     return (
         sac("SAC with LoRA", evaluate_after=(100, 200)),
         *(cal_ql(rung) for rung in LADDER),
         *(sac(f"F.4: after {steps} steps of the base", base_steps=steps) for steps in (40, 100, 120)),
         *(sac(f"F.5.1: {critic}", critic=critic) for critic in ("gpt", "pretrained")),
-        hot("no warm start"),
-        *(hot(how, critic_first=CRITIC_FIRST, entropy=how) for how in ("learned", "waits", "fixed")),
+        sac("F.5.2: no warm start", sac=HOT),
+        *(
+            sac(f"F.5.2: {how}", sac=HOT, critic_first=CRITIC_FIRST, entropy=how)
+            for how in ("learned", "waits", "fixed")
+        ),
     )
 
 
@@ -194,4 +203,4 @@ BASE_POLICIES = tuple(
 OTHER_METHODS = tuple(entry for task in OTHERS_ON for entry in _others(task))
 DPPO = tuple(entry for task in DPPO_ON for entry in _with_and_without_end(task))
 FINE_TUNING = tuple(entry for task in FINE_TUNING_ON for entry in _fine_tuning(task))
-APPENDIX_F = _appendix_f("adroit/door")
+APPENDIX_F = _appendix_f(*FINE_TUNING_ON)

@@ -28,6 +28,7 @@ from policy_decorator.evaluation import TEST, run_episodes
 from policy_decorator.experiments.bases import (
     BOUNDED,
     DOOR,
+    PEN,
     STACK_CUBE,
     BaseConfig,
     kept_demonstrations,
@@ -43,7 +44,7 @@ TEST_EPISODES, TEST_ENVS = 100, 10
 
 def _trained(base: BaseConfig, policy: str, net: Mapping[str, Any], steps: int, **training: Any) -> BaseConfig:
     """A policy with its own settings but for what is given, evaluated on 50 episodes."""
-    how = {"schedule": "cosine", "eval_every": steps // 2, "eval_episodes": 50, **training}
+    how = {"schedule": "cosine", "eval_every": steps // 4, "eval_episodes": 50, **training}
     net = {"standardize_obs": True, **net} if policy != "mlp" else net
     training_of = replace(POLICIES[policy].training, steps=steps, **how)
     return replace(base, policy=policy, net=net, training=training_of, evaluate=True)
@@ -75,8 +76,9 @@ IMITATIONS: Mapping[str, Mapping[str, BaseConfig]] = {
         "BeT, bounded": _trained(DOOR, "bet", BOUNDED, 5_000, **PAPER_BET, eval_every=1_000),
         "Diffusion": _trained(DOOR, "diffusion", DENOISING, 20_000, **DIFFUSION, eval_every=4_000),
     },
+    "adroit/pen": {"BeT": PEN, "BeT, bounded": replace(PEN, net={**PEN.net, **BOUNDED})},
     "maniskill/stack-cube": {
-        "MLP": _trained(STACK_CUBE, "mlp", {}, 10_000, batch_size=256, lr=1e-3),
+        "MLP": _trained(STACK_CUBE, "mlp", {}, 20_000, **LONG, batch_size=256, obs_noise=0.05),
         "BeT": _trained(STACK_CUBE, "bet", {"context": 5, "layers": 2}, 20_000, **LONG, batch_size=128, obs_noise=0.05),
         "Diffusion": _trained(STACK_CUBE, "diffusion", DENOISING, 30_000, **DIFFUSION),
     },
@@ -95,14 +97,14 @@ Key = tuple[str, ...]
 @dataclass(frozen=True)
 class ImitationConfig:
     tasks: tyro.conf.Positional[tuple[str, ...]] = tuple(IMITATIONS)
-    """adroit/door, maniskill/stack-cube; none given: both."""
+    """adroit/door, adroit/pen, maniskill/stack-cube; none given: all."""
     policies: tuple[str, ...] = ()
     """The trainings of these names; none given: all."""
     seeds: tuple[int, ...] = (0, 1, 2)
     jobs: int = 1
     """Trainings side by side; give each its own core with OMP_NUM_THREADS=1."""
     data: Path = Path("data")
-    """Where `adroit/door-v0_demos.pickle` is."""
+    """Where `adroit/door-v0_demos.pickle` and `adroit/pen_expert.npz` are."""
     runs: Path = Path("runs")
     """Where demonstrations and policies go."""
     results: Path = Path("results")
@@ -116,11 +118,14 @@ def main(cfg: ImitationConfig) -> None:
     if cfg.only is not None:
         train_one(cfg, *cfg.only)
         return
+    trainings = {task: lookup("task of the imitation study", task, IMITATIONS) for task in cfg.tasks}
+    for policy in cfg.policies:
+        lookup("policy of these tasks", policy, {name: it for of in trainings.values() for name, it in of.items()})
     wanted = [
         (task, policy, seed)
         for seed in cfg.seeds
-        for task in cfg.tasks
-        for policy in lookup("task of the imitation study", task, IMITATIONS)
+        for task, policies in trainings.items()
+        for policy in policies
         if not cfg.policies or policy in cfg.policies
     ]
     for task in cfg.tasks:  # once, before several processes want them
@@ -136,7 +141,9 @@ def train_one(cfg: ImitationConfig, task: str, policy: str, seed: int) -> None:
     base, display, started = IMITATIONS[task][policy], Bars(), time.monotonic()
     demos = _demonstrations(cfg, base)
     out = _folder(cfg, task, policy, seed)
-    result = train_base(base, demos, seed, display, checkpoint=out / "checkpoint.pt")
+    checkpoint = out / "checkpoint.pt"
+    resumed = checkpoint.exists()
+    result = train_base(base, demos, seed, display, checkpoint=checkpoint)
     env = make_vector(get_task(task), TEST_ENVS, context=result.policy.context, chunk=result.policy.chunk)
     with display.stage("testing", TEST_EPISODES) as update:
         tested = run_episodes(env, result.policy, TEST_EPISODES, TEST, update)
@@ -154,13 +161,13 @@ def train_one(cfg: ImitationConfig, task: str, policy: str, seed: int) -> None:
         "test_low": low,
         "test_high": high,
         "test_episodes": TEST_EPISODES,
-        "wall_seconds": round(time.monotonic() - started, 1),
+        "wall_seconds": None if resumed else round(time.monotonic() - started, 1),
         "git_revision": git.get("revision"),
         "git_dirty": git.get("dirty"),
     }
     save_policy(result.policy, out, details={"task": task, "demonstrations": demos.describe(), "seed": seed})
     atomic_json(out / "result.json", {"measured": measured, "history": result.history})
-    (out / "checkpoint.pt").unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
 
 
 def collect(cfg: ImitationConfig) -> None:
@@ -186,7 +193,7 @@ def collect(cfg: ImitationConfig) -> None:
     seeds = " ".join(sorted({key[2] for key in order}, key=int))
     tasks = " ".join(dict.fromkeys(key[0] for key in order))
     record = {name: x for name, x in provenance(None).items() if name not in ("argv", "git", "seed")}
-    command = f"python -m policy_decorator.experiments.imitation {tasks} --seeds {seeds}"
+    command = f"python -m policy_decorator.experiments.imitation {tasks} --data DATA --seeds {seeds}"
     revisions = sorted({str(summary[key][0][-2]) for key in order})
     atomic_json(out / "provenance.json", {"command": command, "git_revisions": revisions} | record)
 

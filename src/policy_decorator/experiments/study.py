@@ -174,10 +174,12 @@ def collect(cfg: StudyConfig) -> None:
     for task in dict.fromkeys(key[0] for key in keys):
         bases = {entry.base for entry in STUDIES[cfg.study] if BASES[entry.base].task == task}
         picture = _picture(tables, [key for key in keys if key[0] == task], one_base=len(bases) == 1)
-        atomic_bytes(out / f"{task.replace('/', '-')}.png", png(picture))
+        atomic_bytes(out / f"{task.replace('/', '-').replace(':', '-')}.png", png(picture))
     if known == set(tables.summaries) and not cfg.again:
         return  # nothing was measured: where the numbers come from stays as it was written
-    command = f"python -m policy_decorator.experiments.study {cfg.study} --seeds {' '.join(map(str, seeds))}"
+    command = (
+        f"python -m policy_decorator.experiments.study {cfg.study} --data DATA --seeds {' '.join(map(str, seeds))}"
+    )
     revisions = sorted({str(tables.of(key, "git_revision")) for key in keys})
     missing = len(STUDIES[cfg.study]) * len(seeds) - len(keys)
     record = {k: v for k, v in provenance(None).items() if k not in ("argv", "git", "seed")}
