@@ -11,6 +11,7 @@ from policy_decorator.envs import get_task
 from policy_decorator.envs.maniskill import SIMULATED, batched
 from policy_decorator.envs.maniskill.batched import BatchedSimulation
 from policy_decorator.envs.vector import make_vector
+from policy_decorator.errors import UserError
 from policy_decorator.evaluation import Recorded, run_episodes
 
 N, STEPS = 6, 5
@@ -131,6 +132,17 @@ def test_where_success_ends_nothing_it_is_only_told(monkeypatch: pytest.MonkeyPa
     assert out.done.all()
     assert not out.terminated.any()
     assert out.env_steps.tolist() == [2] * N
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_action_that_is_not_finite_is_refused_and_never_simulated(bad: float, monkeypatch: Any) -> None:
+    env, simulator = _counted(monkeypatch)
+    env.reset(7)
+    action = _idle(env, 3)
+    action[1, 2, 0] = action[4, 0, 1] = bad
+    with pytest.raises(UserError, match=r"rows \[1, 4\] is not finite.*evaluate the base policy alone"):
+        env.step(action)
+    assert simulator.at.isfinite().all()
 
 
 class Steady:

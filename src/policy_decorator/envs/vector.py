@@ -16,6 +16,7 @@ import torch
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 from torch import Tensor
 
+from policy_decorator.envs.actions import check_finite, finite_rows
 from policy_decorator.envs.images import FrameNumbers, together
 from policy_decorator.envs.task import Task
 from policy_decorator.envs.workers import Here, Workers
@@ -109,12 +110,14 @@ class SimulatorVector:
         return self.receive()
 
     def send(self, action: Tensor) -> None:
-        """Begin a step: simulators in processes of their own take it while this one does something else."""
-        chunk = action.detach().to("cpu", torch.float32, copy=True).numpy()  # kept: see `executed`
-        if not np.isfinite(chunk).all():
-            raise FloatingPointError(
-                f"action is not finite in rows {np.unique(np.argwhere(~np.isfinite(chunk))[:, 0])}"
-            )
+        """Begin a step: simulators in processes of their own take it while this one does something else.
+
+        Raises:
+            UserError: an action that is not finite.
+        """
+        executed = action.detach().to("cpu", torch.float32, copy=True)
+        check_finite(finite_rows(executed))
+        chunk = executed.numpy()  # kept: see `executed`
         for done_so_far, a in zip(self.executed, chunk, strict=True):
             done_so_far.append(a)
         self.envs.send(chunk)

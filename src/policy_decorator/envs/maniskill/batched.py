@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from policy_decorator.envs.actions import check_finite, finite_rows
 from policy_decorator.envs.images import FrameNumbers, together
 from policy_decorator.envs.maniskill.simulator import Simulated, frame_of, make_simulator
 from policy_decorator.stepping import chosen
@@ -65,10 +66,16 @@ class BatchedSimulation:
         return self.window if isinstance(self.window, Tensor) else self.numbers(self.window, new)
 
     def step(self, action: Tensor) -> Step:
-        """All environments are simulated through the whole chunk; what one does after its end is not looked at."""
+        """All environments are simulated through the whole chunk; what one does after its end is not looked at.
+
+        Raises:
+            UserError: an action that is not finite. That is known with the facts of the step, after numbers in its
+                place have been executed.
+        """
+        finite = finite_rows(action)
         success, failed = torch.zeros(2, self.n, dtype=torch.bool, device=self.device)
         before = self.steps
-        for a in action.clamp(-1, 1).unbind(dim=1):
+        for a in action.nan_to_num(0.0).clamp(-1, 1).unbind(dim=1):
             obs, _, _, _, info = self.simulator.step(a)
             running = ~(failed | (self.steps >= self.max_steps))
             if self.ends_at_success:
@@ -80,7 +87,8 @@ class BatchedSimulation:
             failed = failed | (running & info["fail"] & ~success if "fail" in info else torch.zeros_like(failed))
         terminated = success | failed if self.ends_at_success else failed
         done = terminated | (self.steps >= self.max_steps)
-        facts = torch.stack([success, terminated, done, self.steps - before]).cpu()
+        facts = torch.stack([success, terminated, done, self.steps - before, finite]).cpu()
+        check_finite(facts[4].bool())
         told, episode = facts[:3].bool(), self.seeds.clone()
         window = final = self._numbered(torch.ones_like(told[2]))
         if told[2].any():
