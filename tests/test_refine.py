@@ -508,6 +508,39 @@ def test_a_function_that_is_not_finite_or_never_succeeds_is_refused() -> None:
     assert forced.summary["env_steps"] >= 160
 
 
+@pytest.mark.usefixtures("quickly", "unreported")
+def test_a_run_that_fails_before_it_begins_is_not_in_the_way_of_the_next(tmp_path: Path) -> None:
+    def mistaken(obs: np.ndarray) -> np.ndarray:
+        raise KeyError("a slip of the user's")
+
+    out = tmp_path / "run"
+    for wrong in (lambda obs: obs[..., :1], lambda obs: 0 * obs[..., :2], mistaken):
+        with pytest.raises((UserError, KeyError)):
+            package.decorate(wrong, "toy/reach-gym", total_steps=160, out=out)
+        assert not out.exists()
+    package.decorate(controller, "toy/reach-gym", total_steps=160, out=out)
+    before = (out / "summary.json").read_bytes()
+    with pytest.raises(UserError, match="already holds a run"):
+        package.decorate(controller, "toy/reach-gym", total_steps=160, out=out)
+    assert (out / "summary.json").read_bytes() == before
+
+
+@pytest.mark.usefixtures("quickly", "unreported")
+def test_a_run_that_fails_later_stays(tmp_path: Path) -> None:
+    calls = 0
+
+    def tiring(obs: np.ndarray) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        if calls > 2_500:
+            raise KeyError("worn out")
+        return controller(obs)
+
+    with pytest.raises(KeyError):
+        package.decorate(tiring, "toy/reach-gym", total_steps=20_000, out=tmp_path / "run")
+    assert RunFolder.open(tmp_path / "run").metrics()[-1]["env_steps"] > 0
+
+
 @pytest.mark.usefixtures("unreported")
 def test_decorators_stack_and_policies_come_from_folders(tmp_path: Path, make_config: MakeConfig) -> None:
     policy = build("mlp", 4, 2, MLPConfig(width=8, depth=1, standardize_obs=False))

@@ -1,8 +1,9 @@
 """The Python interface: `decorate` a policy, or put `@policy_decorator(...)` on a function."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -112,15 +113,14 @@ def run(
     if demos is not None:
         check(demos, task)
     if not resume:
-        folder = None if out is None else RunFolder.create(out, config, overwrite=overwrite)
-        state = None
-        if folder is not None:
-            _keep_inputs(folder.path, config, base, demos)
+        folder, state = None if out is None else RunFolder.create(out, config, overwrite=overwrite), None
     else:
         config, folder, state = _resume(config, out)
-        if demos is None and (folder.path / "demos.h5").exists():
+    with folder or nullcontext(), _removed_unless_begun(None if resume else folder):
+        if folder is not None and not resume:
+            _keep_inputs(folder.path, config, base, demos)
+        elif folder is not None and demos is None and (folder.path / "demos.h5").exists():
             demos = Demonstrations.load(folder.path / "demos.h5")
-    with folder or nullcontext():
         refined, comparison = refine(config, base, folder, demos=demos, display=display, resume=state, force=force)
         if folder is not None:
             film(task, folder.path, comparison, display)
@@ -140,6 +140,18 @@ def gathered(demos: Demonstrations | str | Path | Sequence[str | Path]) -> Demon
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError(f"A file of demonstrations is named twice: {', '.join(map(str, paths))}.")
     return joined([Demonstrations.load(path) for path in paths])
+
+
+@contextmanager
+def _removed_unless_begun(folder: RunFolder | None) -> Iterator[None]:
+    """Removes a new run that failed before it began, and holds nothing but its settings."""
+    try:
+        yield
+    except Exception:
+        if folder is not None and not folder.has_begun:
+            folder.close()
+            shutil.rmtree(folder.path)
+        raise
 
 
 def _keep_inputs(folder: Path, config: RefineConfig, base: AnyPolicy, demos: Demonstrations | None) -> None:

@@ -237,6 +237,11 @@ class RunFolder:
         path = self.path / "summary.json"
         return read_json(path) if path.exists() else {}
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was learned that is kept: a checkpoint, or metrics behind the first environment step."""
+        return any((self.path / "checkpoints").iterdir()) or any(line["env_steps"] > 0 for line in self.metrics())
+
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl so far; numbers that were not finite are None."""
         return read_lines(self.path / "metrics.jsonl")

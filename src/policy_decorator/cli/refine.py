@@ -1,7 +1,6 @@
 """`pidec refine --task T --policy FOLDER`: a run folder with a refined policy and its report."""
 
 import dataclasses
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,15 +84,10 @@ def run(options: Options) -> Answer:
     base = _base_of_run(out, config) if options.resume else config.policy
     check_fits(describe(base), get_task(config.task), shown)
     how: dict[str, Any] = {"resume": options.resume, "overwrite": options.overwrite, "force": options.force}
-    before = _identity(out)
     try:
         refined = api.run(config, base, demos=options.demos or None, out=out, display=shown, **how)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(how_to_go_on(out)) from None
-    except UserError:
-        if _identity(out) != before and _never_began(out):
-            shutil.rmtree(out)  # of this very call: in the way of the next try, and empty but for the settings
-        raise
     value = refined.summary | {"run": out, "report": out / "report.html"}
     return Answer(value, run_table(refined.summary, out), options.json)
 
@@ -137,15 +131,3 @@ def _base_of_run(out: Path, config: RefineConfig) -> str | Path:
         f"{out} does not hold its base policy ({config.policy}): resume it from Python, with "
         "decorate(policy, ..., resume=True)."
     )
-
-
-def _identity(out: Path) -> int | None:
-    config = out / "config.json"
-    return config.stat().st_mtime_ns if config.exists() else None
-
-
-def _never_began(out: Path) -> bool:
-    """Whether a run ended before its first training step was logged."""
-    if _identity(out) is None or any((out / "checkpoints").iterdir()):
-        return False
-    return all(line["env_steps"] == 0 for line in RunFolder.open(out).metrics())
