@@ -78,6 +78,18 @@ def test_synthetic_environments_keep_the_contract_of_a_vector() -> None:
         assert dones[-1].all()
 
 
+def test_a_chunk_takes_as_many_synthetic_steps_as_of_any_simulator() -> None:
+    task = synthetic_task(6, 3).with_episodes(8, True)
+    gym_like, native = make_vector(task, 2, chunk=3), SyntheticVector(2, 6, max_steps=8)
+    taken = []
+    for env in (gym_like, native):
+        env.reset(0)
+        steps = [env.step(torch.zeros(2, 3, 3)) for _ in range(4)]
+        taken.append([(step.env_steps.tolist(), step.done.tolist()) for step in steps])
+    assert taken[0] == taken[1]
+    assert [steps for steps, _ in taken[1]] == [[3, 3], [3, 3], [2, 2], [3, 3]]
+
+
 def test_the_wrapper_executes_base_plus_bounded_residual(monkeypatch: pytest.MonkeyPatch) -> None:
     task = synthetic_task(4, 2)
     base = build("mlp", 4, 2, MLPConfig(width=8, context=3))

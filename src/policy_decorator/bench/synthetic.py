@@ -49,9 +49,11 @@ class SyntheticVector:
         return self.table[0]
 
     def step(self, action: Tensor) -> Step:
-        self.t = self.t + 1
+        """A chunk (B, Ta, Da) takes Ta environment steps, or those that are left of the episode."""
+        taken = min(action.shape[1], self.max_steps - int(self.t) % self.max_steps)
+        self.t = self.t + taken
         window, done = self.table[int(self.t) % 64], int(self.t) % self.max_steps == 0
-        return Step(window, window, self.no, self.no, self.no | done, self.ones, self.ones)
+        return Step(window, window, self.no, self.no, self.no | done, taken * self.ones, self.ones)
 
     def state(self) -> dict[str, Tensor]:
         return {"t": self.t}
