@@ -175,14 +175,14 @@ def test_a_run_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with small_run(path) as run:
         for other in (
-            lambda: RunFolder.resume(path, 0, tensorboard=False),
+            lambda: RunFolder.hold(path, tensorboard=False),
             lambda: RunFolder.create(path, {}, overwrite=True),
         ):
             with pytest.raises(UserError, match="another process"):
                 other()
         run.log({}, counts(1))
         assert RunFolder.open(path).metrics() == run.metrics()  # reading is free
-    RunFolder.resume(path, 1, tensorboard=False).close()
+    RunFolder.hold(path, tensorboard=False).close()
 
 
 def test_an_empty_folder_is_used(tmp_path: Path) -> None:
@@ -199,7 +199,10 @@ def test_resume_drops_what_was_logged_after_the_checkpoint(tmp_path: Path) -> No
     with (run.path / "metrics.jsonl").open("a") as file:
         file.write('{"env_steps": 400, "train/su')  # the process died while it wrote
     run.close()
-    again = RunFolder.resume(run.path, 200, tensorboard=False)
+    again = RunFolder.hold(run.path, tensorboard=False)
+    assert len(again.metrics()) == 3
+    assert again.summary() == {"gain": 0.5}
+    again.rewind(200)
     again.log({"train/success": 1.0}, counts(250))
     assert [line["env_steps"] for line in again.metrics()] == [100, 200, 250]
     assert [line["env_steps"] for line in again.evaluations("full")] == [100, 200]

@@ -231,6 +231,26 @@ def test_a_run_is_not_resumed_with_a_base_of_other_parameters(
     api.run(config, noisy, out=tmp_path / "run", resume=True)
 
 
+def _files(run: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_mistaken_resume_leaves_a_finished_run_as_it_was(
+    tmp_path: Path, make_config: MakeConfig, noisy: nn.Module
+) -> None:
+    config = make_config(total_steps=200)
+    api.run(config, noisy, out=tmp_path / "run")
+    before = _files(tmp_path / "run")
+    other = copy.deepcopy(noisy)
+    with torch.no_grad():
+        next(other.parameters()).add_(1e-3)
+    longer = replace(config, train=replace(config.train, total_steps=300))
+    for base, message in ((other, "other parameters"), (lambda obs: obs[..., :1], "answered with shape")):
+        with pytest.raises(UserError, match=message):
+            api.run(longer, base, out=tmp_path / "run", resume=True)
+        assert _files(tmp_path / "run") == before
+
+
 def test_what_cannot_be_resumed(tmp_path: Path, make_config: MakeConfig, noisy: nn.Module) -> None:
     config = make_config(total_steps=200)
     with pytest.raises(UserError, match="needs the run folder"):

@@ -14,7 +14,7 @@ from policy_decorator.base_policies.checkpoint import save_policy
 from policy_decorator.base_policies.imitate import Imitator
 from policy_decorator.config import RefineConfig
 from policy_decorator.demos.dataset import Demonstrations, check, joined
-from policy_decorator.disk import atomic_json, to_json
+from policy_decorator.disk import to_json
 from policy_decorator.envs import get_task
 from policy_decorator.errors import UserError
 from policy_decorator.experiments.presets import settings
@@ -163,6 +163,7 @@ def _keep_inputs(folder: Path, config: RefineConfig, base: AnyPolicy, demos: Dem
 
 
 def _resume(config: RefineConfig, out: str | Path | None) -> tuple[RefineConfig, RunFolder, dict[str, Any]]:
+    """The run in `out`, which is left as it is, and its checkpoint. Raises UserError: another run, or none."""
     if out is None:
         raise UserError("Resuming needs the run folder: give --out (out=...).")
     before = RunFolder.open(out).config()
@@ -170,7 +171,7 @@ def _resume(config: RefineConfig, out: str | Path | None) -> tuple[RefineConfig,
         nets = dataclasses.replace(config.learn.nets, precision=before["learn"]["nets"]["precision"])
         config = dataclasses.replace(config, learn=dataclasses.replace(config.learn, nets=nets))
     now = to_json(config)
-    budget, before["train"]["total_steps"] = before["train"]["total_steps"], now["train"]["total_steps"]
+    before["train"]["total_steps"] = now["train"]["total_steps"]  # a longer budget is no other run
     different = sorted(key for key in now if now[key] != before.get(key))
     if different:
         raise UserError(f"{out} was started with other settings of {', '.join(different)}: resume with its own.")
@@ -180,7 +181,4 @@ def _resume(config: RefineConfig, out: str | Path | None) -> tuple[RefineConfig,
     done = state["counts"]["decisions"]
     if done > config.train.total_steps + config.envs:  # more than the replay of such a run would hold
         raise UserError(f"{out} has come to {done:,} decisions: resume it with a larger budget (--total-steps).")
-    folder = RunFolder.resume(out, state["counts"]["step"], offline_updates=state["offline_updates"])
-    if budget != config.train.total_steps:  # a longer budget is no other run, and from now on this one's
-        atomic_json(folder.path / "config.json", before)
-    return config, folder, state
+    return config, RunFolder.hold(out), state

@@ -274,12 +274,16 @@ class Refinement:
             snapshot.write(self.folder.path / CHECKPOINT, state)
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`; the folder is rewound when nothing speaks against it any more. Raises UserError."""
         if state.get("base_parameters") not in (None, self.hash_before):
             raise UserError("The base policy has other parameters than the one this run was begun with: give that one.")
         snapshot.restore(self.run, state)
         if not snapshot.remembers(state):
             self.display.say("What the base policy remembered could not be saved: its episodes begin anew.")
         self.best, self.eval_env_steps = state["best"], state["eval_env_steps"]
+        if self.folder is not None:
+            self.folder.rewind(self.run.collector.step, self._offline_updates)
+            self.folder.atomic_json("config.json", self.cfg)  # with its larger budget, where it was given one
 
     # ---- the end ----------------------------------------------------------------------------------------------
 

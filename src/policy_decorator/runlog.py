@@ -92,10 +92,10 @@ def _hold(path: Path) -> FileLock:
 
 
 class RunFolder:
-    """A run on disk: `create` or `resume` to write, `open` to read."""
+    """A run on disk: `create` or `hold` to write, `open` to read."""
 
     def __init__(self, path: Path, *, tensorboard: bool = False) -> None:
-        """Use `create`, `resume` or `open`."""
+        """Use `create`, `hold` or `open`."""
         self.path = Path(path)
         self._tensorboard = tensorboard
         self._writer: SummaryWriter | None = None
@@ -132,25 +132,26 @@ class RunFolder:
         return cls(path)
 
     @classmethod
-    def resume(
-        cls, path: Path | str, env_steps: int, *, offline_updates: int = 0, tensorboard: bool = True
-    ) -> "RunFolder":
-        """An existing run, to go on from a checkpoint at `env_steps`: what was logged later is dropped.
+    def hold(cls, path: Path | str, *, tensorboard: bool = True) -> "RunFolder":
+        """An existing run, kept from other processes and as it is until `rewind`.
 
         Raises UserError when there is none, or another process is writing it.
         """
         run = cls.open(path)
-        run._lock = _hold(run.path)
-        run._tensorboard, run._purge_step = tensorboard, env_steps + 1
-        run.truncate_after(env_steps, offline_updates)
-        if (run.path / "summary.json").exists():  # it tells of an end that is no longer the end
-            (run.path / "summary.json").replace(run.path / "summary.before-resume.json")
-        run._seconds_before = max((line.get("wall_seconds") or 0.0 for line in run.metrics()), default=0.0)
-        record = run.provenance()
+        run._lock, run._tensorboard = _hold(run.path), tensorboard
+        return run
+
+    def rewind(self, env_steps: int, offline_updates: int = 0) -> None:
+        """Go on from a checkpoint at `env_steps`: what was logged later is dropped."""
+        self._purge_step = env_steps + 1
+        self.truncate_after(env_steps, offline_updates)
+        if (self.path / "summary.json").exists():  # it tells of an end that is no longer the end
+            (self.path / "summary.json").replace(self.path / "summary.before-resume.json")
+        self._seconds_before = max((line.get("wall_seconds") or 0.0 for line in self.metrics()), default=0.0)
+        record = self.provenance()
         again = {"started": now(), "argv": sys.argv, "env_steps": env_steps, "git": git_state()}
         again |= versions_and_machine()
-        atomic_json(run.path / "provenance.json", {**record, "resumed": [*record.get("resumed", []), again]})
-        return run
+        atomic_json(self.path / "provenance.json", {**record, "resumed": [*record.get("resumed", []), again]})
 
     def log(self, metrics: Mapping[str, float | int], counts: Mapping[str, int]) -> None:
         """One line of `metrics` beside all `COUNTS` and wall_seconds; TensorBoard gets it over env_steps.
