@@ -16,15 +16,16 @@ from policy_decorator import api, machine
 from policy_decorator.base_policies import build
 from policy_decorator.base_policies.checkpoint import parameter_hash, save_policy
 from policy_decorator.base_policies.mlp import MLPConfig
-from policy_decorator.config import RefineConfig
+from policy_decorator.config import RefineConfig, flat
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.demos.record import record_expert
 from policy_decorator.envs.toy import SPEED, TASKS, BiasedController
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError
 from policy_decorator.evaluation import EPISODES_PER_SEED, TEST, TRAINING, VALIDATION, run_episodes
+from policy_decorator.experiments.presets import settings
 from policy_decorator.hardware import uses_cuda_graphs
-from policy_decorator.methods import settings_of
+from policy_decorator.methods import METHODS, settings_of
 from policy_decorator.progress import Silent
 from policy_decorator.refine import Refinement, refine
 from policy_decorator.refined import Refined
@@ -496,6 +497,39 @@ def test_policy_decorator_as_a_decorator() -> None:
     assert act.summary["env_steps"] >= 600
     assert act.summary["bound"] == 0.3
     assert act(np.zeros(4, np.float32)).shape == (2,)
+
+
+@pytest.mark.usefixtures("quickly", "unreported")
+def test_every_setting_can_be_given_by_name(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"device": torch.device("cpu"), "envs": 3, "workers": 0, "eval_every": 100, "gamma": 0.9}
+    package.decorate(controller, "toy/reach-gym", seed=2, total_steps=160, out=tmp_path / "run", **given)
+    config = RunFolder.open(tmp_path / "run").config()
+    assert (config["device"], config["envs"], config["workers"], config["seed"]) == ("cpu", 3, 0, 2)
+    assert (config["train"]["eval_every"], config["learn"]["sac"]["gamma"]) == (100, 0.9)
+
+
+@pytest.mark.usefixtures("quickly", "unreported")
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"devise": "cpu"}, "Unknown setting 'devise'. Did you mean 'device'"),
+        ({"config": None}, "Unknown setting 'config'"),
+        ({"envs": "many"}, "envs is 'many', which is no int"),
+        ({"compile": "yes"}, "compile is 'yes'"),
+        ({"threads": object()}, "threads cannot be <object"),
+        ({"envs": 0}, "envs must be at least 1"),
+        ({"device": "gpu"}, "The device 'gpu' cannot be used"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        package.decorate(controller, "toy/reach-gym", **given)
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_name_is_of_one_setting(method: str) -> None:
+    names = [name for name, _ in flat(settings("quick", "toy/reach", method=method))]
+    assert sorted(set(names)) == sorted(names)
 
 
 @pytest.mark.usefixtures("quickly", "unreported")

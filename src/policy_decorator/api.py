@@ -12,13 +12,13 @@ from torch import nn
 from policy_decorator import snapshot
 from policy_decorator.base_policies.checkpoint import save_policy
 from policy_decorator.base_policies.imitate import Imitator
-from policy_decorator.config import RefineConfig
+from policy_decorator.config import RefineConfig, changed
 from policy_decorator.demos.dataset import Demonstrations, check, joined
 from policy_decorator.disk import to_json
 from policy_decorator.envs import get_task
 from policy_decorator.errors import UserError
 from policy_decorator.experiments.presets import settings
-from policy_decorator.hardware import check_place, device_of, place_of, resolved
+from policy_decorator.hardware import check_place, choose_device, device_of, place_of, resolved
 from policy_decorator.limits import check_numbers
 from policy_decorator.memory import AnyPolicy
 from policy_decorator.progress import Bars, Display, Silent
@@ -42,7 +42,10 @@ def decorate(
     demos: Demonstrations | str | Path | Sequence[str | Path] | None = None,
     out: str | Path | None = None,
     progress: bool = False,
-    **run_options: Any,
+    overwrite: bool = False,
+    resume: bool = False,
+    force: bool = False,
+    **others: Any,
 ) -> Refined:
     """Refine `policy` on `task` by reinforcement learning from its sparse success signal.
 
@@ -59,15 +62,20 @@ def decorate(
         demos: demonstrations of the task, whose statistics standardise what the residual sees; of several files all.
         out: a new run folder for metrics, checkpoints and the report; None leaves nothing on disk.
         progress: show bars with an ETA on stderr.
-        run_options: `overwrite`, `resume`, `force` and `config`, see `run`.
+        overwrite, resume, force: see `run`.
+        others: any other setting by the name of its option (`pidec refine --help`): `device="cuda"`, `envs=32`,
+            `workers=0`, `eval_every=5_000`, `batch_size=512`.
 
     Raises:
         UserError: unknown names, numbers out of range, wrong sizes, values that are not finite, a base that never
             succeeds, a full disk.
     """
     config = settings(preset, task, method=method, bound=bound, horizon=horizon, total_steps=total_steps)
-    config = dataclasses.replace(config, seed=seed)
-    return run(config, policy, demos=demos, out=out, display=Bars() if progress else None, **run_options)
+    if "device" in others:
+        others["device"] = str(others["device"])  # of torch, too
+    config = changed(config, {"seed": seed, **others})
+    how: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "force": force}
+    return run(config, policy, demos=demos, out=out, display=Bars() if progress else None, **how)
 
 
 def policy_decorator(task: str, **options: Any) -> Callable[[Any], Refined]:
@@ -104,6 +112,7 @@ def run(
     """
     task, display = get_task(config.task), display or Silent()
     check_numbers(config)
+    choose_device(config.device)
     if not resume:
         config = resolved(config, display)
     base = load(policy, task.action_size, device_of(config))

@@ -1,15 +1,18 @@
 """Everything that decides a run, besides the policy itself, in one dataclass; presets and the command line fill it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar, get_type_hints
 
+from policy_decorator.disk import from_json, to_json
 from policy_decorator.envs.vector import Simulation
-from policy_decorator.errors import UserError
+from policy_decorator.errors import UserError, unknown
 from policy_decorator.evaluation import SEEDS
 from policy_decorator.methods import METHODS, OffPolicyConfig, policy_decorator
 from policy_decorator.methods.on_policy import OnPolicyConfig
 from policy_decorator.train import TrainConfig
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,3 +84,40 @@ class RefineConfig:
     def kinds(value: Mapping[str, Any]) -> dict[str, Any]:
         """The type of `learn` in a run's JSON."""
         return {"learn": entry.config} if (entry := METHODS.get(value.get("method", ""))) else {}
+
+
+def flat(config: Any) -> Iterator[tuple[str, Any]]:
+    """Names and values of all settings, those of settings inside them too: the options of the command line."""
+    for setting in fields(config):
+        value = getattr(config, setting.name)
+        if is_dataclass(value):
+            yield from flat(value)
+        else:
+            yield setting.name, value
+
+
+def changed(config: T, given: Mapping[str, Any]) -> T:
+    """The same with settings given by their names in `flat`. Raises UserError: unknown names, values of other types."""
+    known = [name for name, _ in flat(config)]
+    for name in given:
+        if name not in known:
+            raise unknown("setting", name, known)
+    return _changed(config, given)
+
+
+def _changed(config: Any, given: Mapping[str, Any]) -> Any:
+    hints, new = get_type_hints(type(config)), {}
+    for setting in fields(config):
+        name, value = setting.name, getattr(config, setting.name)
+        if is_dataclass(value):
+            new[name] = _changed(value, given)
+        elif name in given:
+            new[name] = from_json(hints[name], _plain(name, given[name]), name)
+    return replace(config, **new)
+
+
+def _plain(name: str, value: Any) -> Any:
+    try:
+        return to_json(value)
+    except TypeError:
+        raise UserError(f"{name} cannot be {value!r}.") from None

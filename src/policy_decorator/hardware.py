@@ -15,6 +15,16 @@ from policy_decorator.progress import Display
 from policy_decorator.rl.compiled import WORTH_IT, can_compile
 
 
+def choose_device(name: str) -> torch.device:
+    """cpu, cuda, ... or auto. Raises UserError for a device that is not there."""
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:70]
+        raise UserError(f"The device {name!r} cannot be used ({reason}). Use cpu, or auto.") from None
+
+
 def device_of(cfg: RefineConfig) -> torch.device:
     """`cfg.device`, "auto" being CUDA where there is any."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)

@@ -1,11 +1,9 @@
 """Numbers of a run that are out of range, found before anything is spent on them."""
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
-from policy_decorator.config import RefineConfig
+from policy_decorator.config import RefineConfig, flat
 from policy_decorator.errors import UserError
 
 FROM_ONE = "envs eval_episodes test_episodes replay_capacity max_steps total_steps steps_per_round log_every"
@@ -29,7 +27,7 @@ LARGEST_BOUND = 2.0
 
 def check_numbers(config: RefineConfig, spelled: Callable[[str], str] = str) -> None:
     """Raises UserError for the first setting that cannot be meant; `spelled` is how its user writes a name."""
-    values = dict(_flat(config))
+    values = dict(flat(config))
     rules = (
         (FROM_ONE, "at least 1", lambda x: x >= 1),
         (FROM_ZERO, "at least 0", lambda x: x >= 0),
@@ -54,12 +52,3 @@ def check_numbers(config: RefineConfig, spelled: Callable[[str], str] = str) -> 
             f"{spelled('total_steps')} {train.total_steps} must be more than {spelled('warmup_steps')} "
             f"{train.warmup_steps}: nothing is learned during the warm-up."
         )
-
-
-def _flat(config: Any) -> Iterator[tuple[str, Any]]:
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _flat(value)
-        else:
-            yield field.name, value

@@ -15,8 +15,8 @@ from policy_decorator.bench.scaling import scale
 from policy_decorator.cli import Answer
 from policy_decorator.cli.options import Switch, display
 from policy_decorator.cli.options import parse as parse_options
-from policy_decorator.cli.saved import choose_device
 from policy_decorator.errors import UserError
+from policy_decorator.hardware import choose_device
 
 ABOUT = """Measure one update, the training loop from end to end, and what they are compared with: the same update \
 written plainly, Stable-Baselines3 with the residual as an environment wrapper, and this machine's matrix products. \

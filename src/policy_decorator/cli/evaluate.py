@@ -10,13 +10,14 @@ from rich.table import Table
 from policy_decorator.cli import Answer
 from policy_decorator.cli.options import Switch, display, processes
 from policy_decorator.cli.options import parse as parse_options
-from policy_decorator.cli.saved import Saved, check_fits, choose_device, describe, load
+from policy_decorator.cli.saved import Saved, check_fits, describe, load
 from policy_decorator.cli.show import facts_table, gain_row, rate_row
 from policy_decorator.envs import get_task
 from policy_decorator.envs.task import Task
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError
 from policy_decorator.evaluation import TEST, Episodes, run_episodes
+from policy_decorator.hardware import choose_device
 from policy_decorator.progress import Display
 from policy_decorator.statistics import paired_gain, wilson
 

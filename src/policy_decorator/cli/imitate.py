@@ -16,7 +16,6 @@ from policy_decorator.base_policies.processes import rank
 from policy_decorator.cli import Answer
 from policy_decorator.cli.options import Switch, display, processes
 from policy_decorator.cli.options import parse as parse_options
-from policy_decorator.cli.saved import choose_device
 from policy_decorator.cli.show import facts_table
 from policy_decorator.demos.dataset import Demonstrations, check
 from policy_decorator.disk import to_json
@@ -26,6 +25,7 @@ from policy_decorator.envs.task import Task
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError, lookup
 from policy_decorator.evaluation import VALIDATION, run_episodes
+from policy_decorator.hardware import choose_device
 from policy_decorator.progress import Display
 from policy_decorator.reports.image import duration, percent
 

@@ -9,7 +9,7 @@ import tyro
 from policy_decorator.cli import Answer
 from policy_decorator.cli.options import Switch
 from policy_decorator.cli.options import parse as parse_options
-from policy_decorator.errors import UserError, lookup
+from policy_decorator.errors import MissingExtra, lookup
 
 Rows = list[dict[str, Any]]
 
@@ -48,14 +48,15 @@ def policies() -> Rows:
 
 def methods() -> Rows:
     """The methods of `pidec refine`, and what a run of each is made of with its default settings."""
-    from policy_decorator.bench.methods import parts_of, sample_run
+    from policy_decorator.bench.methods import sample_run
+    from policy_decorator.bench.parts import parts_of
     from policy_decorator.methods import METHODS
 
     rows = []
     for method in METHODS.values():
         try:
             parts = asdict(parts_of(sample_run(method.name)[1]))
-        except UserError as missing:  # a library that only this method needs
+        except MissingExtra as missing:  # a library that only this method needs
             parts = {"not here": str(missing)}
         rows.append({"name": method.name, "summary": method.summary, "made_of": parts})
     return rows

@@ -12,14 +12,14 @@ from policy_decorator.base_policies.places import is_place
 from policy_decorator.cli import Answer
 from policy_decorator.cli.options import Switch, display, peek
 from policy_decorator.cli.options import parse as parse_options
-from policy_decorator.cli.saved import check_fits, choose_device, describe
+from policy_decorator.cli.saved import check_fits, describe
 from policy_decorator.cli.show import run_table
 from policy_decorator.config import RefineConfig
 from policy_decorator.disk import from_json
 from policy_decorator.envs import get_task
 from policy_decorator.errors import UserError, lookup
 from policy_decorator.experiments.presets import settings
-from policy_decorator.hardware import compiles, uses_cuda_graphs
+from policy_decorator.hardware import choose_device, compiles, uses_cuda_graphs
 from policy_decorator.limits import check_numbers
 from policy_decorator.methods import METHODS
 from policy_decorator.methods.offline import FromDemonstrations

@@ -96,16 +96,6 @@ def load(saved: Saved, device: torch.device, action_size: int | None = None) -> 
     return decorated.base, decorated
 
 
-def choose_device(name: str) -> torch.device:
-    """cpu, cuda, ... or auto. Raises UserError for a device that is not there."""
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:70]
-        raise UserError(f"The device {name!r} cannot be used ({reason}). Use cpu, or auto.") from None
-
-
 def _describe_refined(folder: Path, inner: Path) -> Saved:
     card = read_json(inner / "refined.json")
     try:

@@ -10,10 +10,11 @@ from policy_decorator.base_policies.networks import parameters_of
 from policy_decorator.cli import Answer
 from policy_decorator.cli.options import Switch
 from policy_decorator.cli.options import parse as parse_options
-from policy_decorator.cli.saved import choose_device, describe, load
+from policy_decorator.cli.saved import describe, load
 from policy_decorator.cli.show import facts_table
 from policy_decorator.envs import get_task
 from policy_decorator.errors import UserError
+from policy_decorator.hardware import choose_device
 from policy_decorator.serving.server import Server
 
 ABOUT = """Answer for a policy over a socket (WebSocket and msgpack), until Ctrl-C. FOLDER is a base policy, a run, \
