@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from policy_decorator.envs import adroit, maniskill, metaworld, robosuite, toy
+from policy_decorator.envs.registered import PREFIX, registered
 from policy_decorator.envs.task import Task
 from policy_decorator.errors import lookup
 
@@ -24,11 +25,14 @@ TASKS: Mapping[str, Task] = MappingProxyType(
 def get_task(name: str) -> Task:
     """The task called `name`, "peg-insert-side" of Meta-World being "metaworld/peg-insert-side".
 
-    "metaworld/peg-insert-side:rgb" is the same task seen by cameras.
+    "metaworld/peg-insert-side:rgb" is the same task seen by cameras; "gym/my_module:MyEnv-v0" is an environment that
+    `my_module` registers with Gymnasium.
 
     Raises:
         UserError: there is no such task; the message names the nearest one. Or it cannot be seen in that way.
     """
+    if name.startswith(PREFIX):
+        return registered(name)
     name, _, mode = name.partition(":")
     task = lookup("task", name, TASKS)
     return task.with_images(mode) if mode else task

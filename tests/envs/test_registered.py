@@ -1,0 +1,129 @@
+"""Environments that anybody registers with Gymnasium, as tasks."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from policy_decorator import api
+from policy_decorator.cli import main
+from policy_decorator.config import RefineConfig
+from policy_decorator.envs import get_task, rendering
+from policy_decorator.envs.vector import make_vector
+from policy_decorator.errors import UserError
+
+FETCH = "gym/gymnasium_robotics:FetchReach-v4"
+
+MODULE = """
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete
+
+
+class Valve(gym.Env):
+    "Solved where the first action, of [0, 10], is above 7.5; fails where it is below 2.5."
+
+    observation_space = Dict({"b": Box(-9, 9, (2,)), "a": Box(-9, 9, (1,))})
+    action_space = Box(np.float32([0, -1]), np.float32([10, 3]))
+    told = "success"
+
+    def reset(self, *, seed=None, options=None):
+        self.place = seed
+        return self.seen([0, 0]), {}
+
+    def step(self, action):
+        told = {self.told: action[0] > 7.5}
+        return self.seen(action), -1.0, bool(action[0] < 2.5), False, told
+
+    def seen(self, action):
+        return {"a": np.float64([self.place]), "b": np.float32(action)}
+
+
+class Silent(Valve):
+    told = "well done"
+
+
+class Switch(Valve):
+    action_space = Discrete(2)
+
+
+class Seen(Valve):
+    observation_space = Dict({"rgb": Box(0, 255, (3, 8, 8), np.uint8)})
+
+
+for kind in (Valve, Silent, Switch, Seen):
+    gym.register(f"{kind.__name__}-v0", f"valves:{kind.__name__}", max_episode_steps=7)
+gym.register("Endless-v0", "valves:Valve")
+"""
+
+
+@pytest.fixture
+def valves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "valves.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "valves", raising=False)
+    monkeypatch.setattr(gym.envs.registration, "registry", dict(gym.registry))
+
+
+@pytest.mark.usefixtures("valves")
+def test_what_it_observes_does_and_says() -> None:
+    task = get_task("gym/valves:Valve-v0")
+    assert (task.obs_size, task.action_size, task.max_steps, task.renders) == (3, 2, 7, False)
+    env = make_vector(task, 3, workers=0)
+    assert env.reset(4)[:, 0].tolist() == [[4, 0, 0], [5, 0, 0], [6, 0, 0]]
+    step = env.step(torch.tensor([[[0.0, 0.0]], [[0.6, 1.0]], [[-2.0, -1.0]]]))
+    assert step.final_window[:, 0].tolist() == [[4, 5, 1], [5, 8, 3], [6, 0, -1]]  # in the environment's own units
+    assert step.success.tolist() == [False, True, False]
+    assert step.terminated.tolist() == [False, True, True]
+    steps = [env.step(torch.zeros(3, 1, 2)) for _ in range(6)]
+    assert [out.done[0].item() for out in steps] == [False] * 5 + [True]
+    assert not steps[-1].terminated[0]
+
+
+@pytest.mark.usefixtures("valves")
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("Valve-v0", "MODULE:ID"),  # not known before the module is imported
+        ("nowhere:Valve-v0", "No module named"),
+        ("valves:Valve-v1", "MODULE:ID"),
+        ("valves:Endless-v0", "max_episode_steps"),
+        ("valves:Switch-v0", "a vector with bounds"),
+        ("valves:Seen-v0", "a dict of vectors"),
+        ("valves:Silent-v0", "does not say whether it is solved"),
+    ],
+)
+def test_what_it_lacks_is_said_at_once(name: str, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        get_task(f"gym/{name}")
+
+
+def _towards_the_goal(obs: np.ndarray) -> np.ndarray:
+    """Of Fetch: where the gripper is, where it is to be; badly aimed."""
+    return np.concatenate([6 * (obs[..., 3:6] - obs[..., :3]) + 0.15, np.zeros_like(obs[..., :1])], axis=-1)
+
+
+def test_one_of_gymnasium_robotics_is_drawn() -> None:
+    pytest.importorskip("gymnasium_robotics", reason="gymnasium_robotics is not installed")
+    if rendering.renderer() is None:
+        pytest.skip(rendering.how_to_render())
+    frames = rendering.render_rollout(get_task(FETCH), np.ones((3, 4), np.float32), seed=0)
+    assert len(frames) == 4
+    assert np.abs(frames[-1].astype(int) - frames[0]).max() > 50
+
+
+@pytest.mark.usefixtures("unreported")
+def test_one_of_gymnasium_robotics_is_refined_and_evaluated(
+    make_config: Callable[..., RefineConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gymnasium_robotics", reason="gymnasium_robotics is not installed")
+    config = make_config(FETCH, total_steps=300, workers=2)
+    refined = api.run(config, _towards_the_goal, out=tmp_path / "run", force=True)
+    assert refined.summary["base_success"] > 0
+    assert refined.summary["task"] == FETCH
+    assert main(["evaluate", str(tmp_path / "run"), "--episodes", "4", "--workers", "0", "--quiet", "--json"]) == 2
+    assert "policy" in capsys.readouterr().err  # the function is not in the folder; the task is found again
