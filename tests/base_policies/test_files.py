@@ -114,6 +114,21 @@ def test_another_observation_and_numbers_that_are_none(tmp_path: Path) -> None:
             load_file(write(broken, tmp_path), ACTION, device=CPU)
 
 
+def test_numbers_of_an_onnx_file_that_are_none(tmp_path: Path) -> None:
+    real("onnxruntime")
+    package = real("onnx")
+    helper, kind = package.helper, package.TensorProto.FLOAT
+    ends = [helper.make_tensor_value_info(name, kind, ["rows", ACTION]) for name in ("seen", "given")]
+    node = helper.make_node("Sub", ["seen", "net.mean"], ["given"])
+    for bad in ("nan", "inf"):
+        mean = helper.make_tensor("net.mean", kind, [ACTION], [0.0, float(bad)])
+        graph = helper.make_graph([node], "policy", ends[:1], ends[1:], initializer=[mean])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        package.save(model, tmp_path / "policy.onnx")
+        with pytest.raises(UserError, match=r"net\.mean of .*policy\.onnx is not finite"):
+            load_file(tmp_path / "policy.onnx", ACTION, device=CPU)
+
+
 def test_names() -> None:
     assert all(is_file(Path(f"policy{suffix}")) for suffix in (".pt", ".pt2", ".onnx", ".pth", ".ts"))
     assert not is_file(Path("runs/base"))

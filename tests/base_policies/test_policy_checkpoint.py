@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -142,6 +142,15 @@ def test_a_missing_file(file: str, message: str, tmp_path: Path) -> None:
 def test_a_corrupt_file(file: str, content: bytes, tmp_path: Path) -> None:
     (saved(tmp_path) / file).write_bytes(content)
     with pytest.raises(UserError, match="cannot be read"):
+        load_policy(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "bad"), [("standardize.mean", "nan"), ("standardize.std", "inf")])
+def test_numbers_that_are_none(name: str, bad: str, tmp_path: Path) -> None:
+    policy = build("mlp", 3, 2, CONFIGS["mlp"])
+    cast(torch.nn.Module, policy).get_buffer(name)[1] = float(bad)
+    save_policy(policy, tmp_path, details={})
+    with pytest.raises(UserError, match=rf"{name} of .*policy\.safetensors is not finite"):
         load_policy(tmp_path)
 
 

@@ -1,5 +1,6 @@
 """What is checked of every answer of somebody else's policy: its shape, its numbers, the length of its chunk."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -58,13 +59,22 @@ def checked(actions: Tensor, whose: str = "The policy's action") -> Tensor:
     return actions.clamp(-1.0, 1.0)
 
 
-def check_numbers(module: nn.Module) -> None:
+STATISTICS = ("mean", "std", "min", "max", "running_mean", "running_var")
+"""Names of buffers in which infinity is no number either; elsewhere it may be a mask."""
+
+
+def check_numbers(module: nn.Module, whose: str = "the policy") -> None:
     """Refuses networks with parameters or statistics of observations that are not numbers. Raises UserError."""
-    for name, value in [*module.named_parameters(), *module.named_buffers()]:
-        statistic = name.rsplit(".", 1)[-1] in ("mean", "std", "min", "max")
+    check_values([*module.named_parameters(), *module.named_buffers()], whose)
+
+
+def check_values(named: Iterable[tuple[str, Tensor]], whose: str) -> None:
+    """The same of tensors with names."""
+    for name, value in named:
+        statistic = name.rsplit(".", 1)[-1] in STATISTICS
         if value.is_floating_point() and (value.isnan().any() or (statistic and not value.isfinite().all())):
             raise UserError(
-                f"{name} of the policy is not finite: load its weights, and look at the data its statistics are from."
+                f"{name} of {whose} is not finite: load its weights, and look at the data its statistics are from."
             )
 
 

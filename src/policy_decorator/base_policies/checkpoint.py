@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from policy_decorator.base_policies import POLICIES, PolicyEntry, build
+from policy_decorator.base_policies.answers import check_numbers
 from policy_decorator.base_policies.imitate import Imitator
 from policy_decorator.base_policies.seeing import SeeingPolicy
 from policy_decorator.disk import atomic_bytes, disk_errors, from_json
@@ -101,7 +102,7 @@ def load_policy(folder: str | Path) -> Imitator:
     """A saved policy on the CPU, in evaluation mode.
 
     Raises:
-        UserError: a missing, corrupt or foreign file, or an unknown policy name.
+        UserError: a missing, corrupt or foreign file, an unknown policy name, or numbers that are none.
     """
     folder = Path(folder)
     card = policy_card(folder)
@@ -120,6 +121,7 @@ def load_policy(folder: str | Path) -> Imitator:
         raise UserError(f"{folder / WEIGHTS} cannot be read ({error}): save the policy again.") from None
     if parameter_hash(policy) != card["parameters"]:
         raise UserError(f"{folder / WEIGHTS} is not the file that {CARD} describes: save the policy again.")
+    check_numbers(cast(nn.Module, policy), str(folder / WEIGHTS))
     policy.train(False)
     return policy
 

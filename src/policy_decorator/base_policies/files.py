@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policy_decorator.base_policies.answers import check_numbers
+from policy_decorator.base_policies.answers import check_numbers, check_values
 from policy_decorator.base_policies.entries import Keys
 from policy_decorator.base_policies.exported import checked_archive
 from policy_decorator.base_policies.external import CallablePolicy
@@ -139,6 +139,7 @@ def _onnx(path: Path, device: torch.device) -> Graph:
         raise UserError(
             f"{path} takes {len(inputs)} inputs and gives {len(outputs)}: a policy takes and gives one tensor."
         )
+    _check_initialisers(path)
     kind = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}[inputs[0].type]
 
     def run(seen: Tensor) -> Tensor:
@@ -146,6 +147,17 @@ def _onnx(path: Path, device: torch.device) -> Graph:
         return torch.from_numpy(answer).to(seen.device)
 
     return run, tuple(inputs[0].shape), tuple(outputs[0].shape)
+
+
+def _check_initialisers(path: Path) -> None:
+    """As `check_numbers`, where the package onnx is installed: onnxruntime does not show what a graph computes with."""
+    try:
+        import onnx  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return
+    kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16)
+    given = [x for x in onnx.load(str(path)).graph.initializer if x.data_type in kinds]
+    check_values(((x.name, torch.tensor(onnx.numpy_helper.to_array(x))) for x in given), str(path))
 
 
 def _padded(fn: Callable[[Tensor], Any], size: int) -> Callable[[Tensor], Tensor]:
