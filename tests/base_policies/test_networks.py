@@ -45,6 +45,13 @@ class Acting(Net):
     act = Net.forward
 
 
+class Planning(Net):
+    context = 1
+
+    def act(self, window: Tensor) -> Tensor:
+        return self(window[:, -1])[:, None]
+
+
 class LeRobots(Net):
     def reset(self) -> None:
         self._action_queue: list[Any] = []
@@ -75,6 +82,7 @@ ADAPTERS: dict[str, tuple[type[Net], Callable[[Any], Any]]] = {
     "a network": (Net, lambda net: as_policy(net, ACTION)),
     "its method": (Net, lambda net: CallablePolicy(net.answer, ACTION)),
     "its act": (Acting, lambda net: as_policy(net, ACTION)),
+    "act and context": (Planning, lambda net: as_policy(net, ACTION)),
     "chunks": (Net, lambda net: step_by_step(CallablePolicy(lambda x: net(x)[:, None], ACTION, chunk=1, behind=net))),
     "stable-baselines3": (Net, lambda net: as_policy(stable_baselines(net), ACTION)),
     "recurrent": (Net, lambda net: RecurrentModel(stable_baselines(net), ACTION, ())),
@@ -98,7 +106,7 @@ def test_its_parameters_are_hashed(name: str) -> None:
     assert parameters_of(policy) != before
 
 
-@pytest.mark.parametrize("name", sorted(set(ADAPTERS) - {"recurrent"}))
+@pytest.mark.parametrize("name", sorted(set(ADAPTERS) - {"recurrent", "act and context"}))
 def test_a_refinement_leaves_them_bit_identical_and_says_so(name: str, make_config: Any) -> None:
     kind, adapted = ADAPTERS[name]
     policy = adapted(kind())
@@ -127,7 +135,7 @@ TRAINING: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("adapter", ["a network", "its method", "its act", "lerobot"])
+@pytest.mark.parametrize("adapter", ["a network", "its method", "its act", "act and context", "lerobot"])
 @pytest.mark.parametrize("part", sorted(TRAINING))
 def test_training_mode_is_refused_before_anything_is_asked(part: str, adapter: str) -> None:
     kind, adapted = ADAPTERS[adapter]
@@ -137,6 +145,14 @@ def test_training_mode_is_refused_before_anything_is_asked(part: str, adapter: s
         adapted(net)
     assert parameter_hash(net) == before
     adapted(net.eval())
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+def test_statistics_of_a_batch_normalisation_that_are_no_numbers(name: str) -> None:
+    norm = nn.BatchNorm1d(ACTION)
+    norm.get_buffer(name)[0] = float("inf")
+    with pytest.raises(UserError, match=rf"{name} of the policy is not finite"):
+        as_policy(Net(norm).eval(), ACTION)
 
 
 def test_training_mode_without_consequences_is_accepted() -> None:

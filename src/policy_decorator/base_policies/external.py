@@ -167,6 +167,7 @@ def as_policy(policy: Any, action_size: int) -> AnyPolicy:
         check_numbers(policy)
     act = getattr(policy, "act", None)
     if callable(act) and hasattr(policy, "context"):
+        check_evaluating(network_of(policy))
         theirs = getattr(policy, "action_size", action_size)
         if theirs != action_size:
             raise UserError(
