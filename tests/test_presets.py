@@ -1,9 +1,17 @@
 """The preset `paper` is what the paper's tables and the released code say."""
 
+import warnings
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from policy_decorator import api
+from policy_decorator.base_policies import build
+from policy_decorator.base_policies.bet import BeTConfig
+from policy_decorator.base_policies.checkpoint import save_policy
 from policy_decorator.envs import TASKS
-from policy_decorator.experiments.presets import settings
+from policy_decorator.experiments.presets import settings, unlisted
 
 
 @pytest.mark.parametrize("kind", ["bet", "diffusion", "mlp"])
@@ -13,3 +21,31 @@ def test_gamma_is_that_of_table_9(task: str, kind: str) -> None:
     sac = settings("paper", task, kind=kind).learn.sac
     assert sac.gamma == (0.9 if (task, kind) == ("maniskill/push-chair", "diffusion") else 0.97)
     assert (sac.lr, sac.batch_size, sac.tau) == (1e-4, 1024, 0.01)
+
+
+@pytest.mark.parametrize("where", ["folder", "object", "function"])
+def test_table_8_is_looked_up_from_python_too(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bet = build("bet", 39, 28, BeTConfig(clusters=2, layers=1, heads=2, width=8, gpt_output=8))
+    save_policy(bet, tmp_path / "bet", details={})
+    policy: Any = {"folder": tmp_path / "bet", "object": bet, "function": lambda obs: obs[..., :28]}[where]
+    taken: list[Any] = []
+    monkeypatch.setattr(api, "run", lambda config, *_, **__: taken.append(config))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        api.decorate(policy, "adroit/door", preset="paper")
+        own = where == "function"
+        assert [str(w.message) for w in said] == own * [
+            "Table 8 of the paper has no numbers for adroit/door and a base policy of your own: "
+            "taking bound 0.1 and horizon 100,000."
+        ]
+    assert (taken[0].learn.bound, taken[0].learn.horizon) == ((0.1, 100_000) if own else (0.3, 100_000))
+
+
+def test_what_table_8_does_not_give_is_said() -> None:
+    assert unlisted("paper", settings("paper", "adroit/door", kind="bet"), "bet") is None
+    assert unlisted("quick", settings("quick", "adroit/door", kind="mlp"), "mlp") is None
+    half = unlisted("paper", settings("paper", "adroit/door", kind="mlp", bound=0.2), "mlp")
+    assert half == "Table 8 of the paper has no numbers for adroit/door and a base policy mlp: taking horizon 100,000."
+    given = settings("paper", "adroit/door", kind="mlp", bound=0.2, horizon=5_000)
+    assert unlisted("paper", given, "mlp") is None
+    assert unlisted("paper", settings("paper", "adroit/door", kind="mlp", method="residual-rl"), "mlp") is None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,13 +18,13 @@ from policy_decorator.demos.dataset import Demonstrations, check, joined
 from policy_decorator.disk import to_json
 from policy_decorator.envs import get_task
 from policy_decorator.errors import UserError
-from policy_decorator.experiments.presets import settings
+from policy_decorator.experiments.presets import settings, unlisted
 from policy_decorator.hardware import check_place, choose_device, device_of, place_of, resolved
 from policy_decorator.limits import check_numbers
 from policy_decorator.memory import AnyPolicy
 from policy_decorator.progress import Bars, Display, Silent
 from policy_decorator.refine import refine
-from policy_decorator.refined import Refined, load, saveable
+from policy_decorator.refined import Refined, kind_of, load, saveable
 from policy_decorator.reports.html import write_report
 from policy_decorator.runlog import CHECKPOINT, RunFolder
 from policy_decorator.showcase import film
@@ -70,7 +71,10 @@ def decorate(
         UserError: unknown names, numbers out of range, wrong sizes, values that are not finite, a base that never
             succeeds, a full disk.
     """
-    config = settings(preset, task, method=method, bound=bound, horizon=horizon, total_steps=total_steps)
+    kind = kind_of(policy)
+    config = settings(preset, task, kind=kind, method=method, bound=bound, horizon=horizon, total_steps=total_steps)
+    if (note := unlisted(preset, config, kind)) is not None:
+        warnings.warn(note, stacklevel=2)
     if "device" in others:
         others["device"] = str(others["device"])  # of torch, too
     config = changed(config, {"seed": seed, **others})

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from policy_decorator.base_policies import POLICIES
-from policy_decorator.base_policies.checkpoint import load_policy, save_policy
+from policy_decorator.base_policies.checkpoint import CARD, load_policy, policy_card, save_policy
 from policy_decorator.base_policies.external import as_policy
 from policy_decorator.base_policies.imitate import Imitator
 from policy_decorator.base_policies.places import from_place, is_place
@@ -238,7 +238,14 @@ def _eyes(actor: Any) -> EncoderConfig | None:
     return actor.eye.cfg if isinstance(actor.eye, Encoder) else None
 
 
+def kind_of(policy: Any) -> str:
+    """Name of a base policy of this package ("bet", ...), or of the one in a folder; "" for anything else."""
+    if isinstance(policy, str | Path):
+        return str(policy_card(policy)["name"]) if not is_place(policy) and (Path(policy) / CARD).exists() else ""
+    cfg = getattr(policy, "cfg", None) if isinstance(policy, torch.nn.Module) else None
+    return next((name for name, entry in POLICIES.items() if isinstance(cfg, entry.config)), "")
+
+
 def saveable(base: AnyPolicy) -> bool:
     """Whether a base policy can be written beside its residual."""
-    kinds = tuple(entry.config for entry in POLICIES.values())
-    return isinstance(base, torch.nn.Module) and isinstance(getattr(base, "cfg", None), kinds)
+    return bool(kind_of(base))

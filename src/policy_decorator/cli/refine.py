@@ -18,7 +18,7 @@ from policy_decorator.config import RefineConfig
 from policy_decorator.disk import from_json
 from policy_decorator.envs import get_task
 from policy_decorator.errors import UserError, lookup
-from policy_decorator.experiments.presets import settings
+from policy_decorator.experiments.presets import settings, unlisted
 from policy_decorator.hardware import choose_device, compiles, uses_cuda_graphs
 from policy_decorator.limits import check_numbers
 from policy_decorator.methods import METHODS
@@ -82,7 +82,10 @@ def run(options: Options) -> Answer:
     for refuse in (uses_cuda_graphs, compiles):  # before there is a folder
         refuse(config)
     base = _base_of_run(out, config) if options.resume else config.policy
-    check_fits(describe(base), get_task(config.task), shown)
+    saved = describe(base)
+    check_fits(saved, get_task(config.task), shown)
+    if not options.resume and (note := unlisted(options.preset, config, saved.kind)) is not None:
+        shown.say(f"Warning: {note}")
     how: dict[str, Any] = {"resume": options.resume, "overwrite": options.overwrite, "force": options.force}
     try:
         refined = api.run(config, base, demos=options.demos or None, out=out, display=shown, **how)

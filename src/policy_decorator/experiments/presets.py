@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
+from policy_decorator.base_policies import POLICIES
 from policy_decorator.config import RefineConfig
 from policy_decorator.errors import UserError, lookup
 from policy_decorator.methods import dipo, settings_of
@@ -164,3 +165,15 @@ def settings(
             raise UserError(f"{method} has no {name}.")
     steps = cfg.train.total_steps if total_steps is None else total_steps
     return replace(cfg, method=method, learn=replace(learn, **own), train=replace(cfg.train, total_steps=steps))
+
+
+def unlisted(preset: str, cfg: RefineConfig, kind: str) -> str | None:
+    """A warning, where `paper` has to stand for numbers that Table 8 does not give for `cfg.task` and this base."""
+    if preset != "paper" or (cfg.task, kind) in TABLE_8:
+        return None
+    learn, defaults = cfg.learn, {"bound": Config.bound, "horizon": Config.horizon}
+    taken = [f"{name} {value:,}" for name, value in defaults.items() if getattr(learn, name, None) == value]
+    if not taken:
+        return None
+    whom = f"a base policy {kind}" if kind in POLICIES else "a base policy of your own"
+    return f"Table 8 of the paper has no numbers for {cfg.task} and {whom}: taking {' and '.join(taken)}."
