@@ -17,6 +17,8 @@ from policy_decorator.base_policies.checkpoint import save_policy
 from policy_decorator.base_policies.external import as_policy
 from policy_decorator.base_policies.imitate import Imitator
 from policy_decorator.base_policies.mlp import MLPConfig
+from policy_decorator.base_policies.rnn import RNNConfig
+from policy_decorator.chunks import step_by_step
 from policy_decorator.decorator import DecoratedPolicy, Residual
 from policy_decorator.envs.toy import MAX_STEPS, TASKS, ReachEnv
 from policy_decorator.envs.vector import SimulatorVector
@@ -54,6 +56,16 @@ class Differences:
 
     def act(self, window: Tensor) -> Tensor:
         return (window[:, -1, :2] - 2 * window[:, 0, :2] + 0.5 * window[:, 1, 2:])[:, None]
+
+
+class Thirds:
+    """A base that answers with three actions at a time, the first the position now."""
+
+    context, chunk = 2, 3
+
+    def act(self, window: Tensor) -> Tensor:
+        pos, goal = window[:, -1].chunk(2, dim=-1)
+        return torch.stack([pos, 0.5 * goal, 0.3 * (pos - window[:, 0, 2:])], dim=1)
 
 
 # ---- act ------------------------------------------------------------------------------------------------------
@@ -124,6 +136,41 @@ def test_rows_keep_frames_of_their_own_and_reset_forgets_them() -> None:
     again = refined.act(steps[0])
     torch.testing.assert_close(again, together[0])
     assert not torch.allclose(refined.act(steps[0]), together[1])
+
+
+@pytest.mark.parametrize("kind", ["frames", "recurrent", "chunks"])
+def test_rows_whose_episode_is_over_begin_alone(kind: str) -> None:
+    """As environments that reset themselves need it: windows, memories and queues of the other rows go on."""
+    if kind == "frames":
+        base: Any = Differences()
+    elif kind == "recurrent":
+        base = build("rnn", 4, 2, RNNConfig(width=16, head="mse"))
+    else:
+        base = step_by_step(Thirds())
+    together, steps = _refined(base), torch.randn(8, 5, 4)
+    actions = []
+    for t, rows in enumerate(steps):
+        if t == 2:
+            together.reset(np.array([False, True, False, False, True]))
+        elif t == 4:
+            together.reset([1])
+        actions.append(together.act(rows))
+    for row, begins in ((0, {0}), (1, {0, 2, 4}), (4, {0, 2})):
+        alone = _refined(base)
+        alone.policy.actor.load_state_dict(together.policy.actor.state_dict())  # pyright: ignore
+        for t, rows in enumerate(steps):
+            if t in begins:
+                alone.reset()
+            torch.testing.assert_close(alone.act(rows[row]), actions[t][row], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [[5], [-1], np.ones(4, bool), 7])
+def test_rows_that_are_not_there_cannot_begin(rows: Any) -> None:
+    refined = _refined(Differences())
+    refined.reset(rows)  # nothing is known of any row yet
+    refined.act(torch.randn(5, 4))
+    with pytest.raises(UserError, match="had 5 rows"):
+        refined.reset(rows)
 
 
 def test_another_number_of_rows_begins_new_episodes() -> None:

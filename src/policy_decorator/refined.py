@@ -54,25 +54,38 @@ class Refined:
         self._session = session(self.policy)
         self.reset()
 
-    def reset(self) -> None:
-        """Forget the last episode."""
-        self._window: Tensor | None = None
+    def reset(self, rows: Any = None) -> None:
+        """Forget the last episode: of every row, or of `rows` alone, whose next observation begins a new one.
+
+        `rows`: indices, or a mask (B,) such as the `done` of a vector of environments. Raises UserError for rows that
+        are not there.
+        """
+        self._new = torch.zeros(0, dtype=torch.long)  # whose next frame is the first
+        if rows is None:
+            self._window: Tensor | None = None
+        elif self._window is not None:
+            self._new = _indices(rows, len(self._window))
+            self._session.reset(self._new)
 
     def act(self, obs: Array | Mapping[str, Array]) -> Array:
         """One observation (Do,) -> action (Da,), or rows (B, Do) -> (B, Da), each in its own episode.
 
         Of a task that shows pictures an observation is a mapping of `state` and those, as its environment has them.
-        Keeps the frames the base policy looks back on: call `reset` when an episode begins. Actions are clipped to
+        Keeps the frames the base policy looks back on: call `reset` where an episode begins. Actions are clipped to
         [-1, 1] as the environments do. Raises UserError for a wrong size or values that are not finite.
         """
         seen, given = self._rows(obs)
         single = np.ndim(given) == 1
         rows = seen[None] if single else seen  # (B, Do)
+        first = torch.cat([rows[:, None]] * self.policy.context, dim=1)  # (B, To, Do)
         if self._window is None or len(self._window) != len(rows):
             self._session.reset(torch.arange(len(rows)))
-            self._window = torch.cat([rows[:, None]] * self.policy.context, dim=1)  # (B, To, Do)
+            self._window = first
         else:
             self._window = torch.cat([self._window[:, 1:], rows[:, None]], dim=1)
+            new = self._new.to(self._device)
+            self._window[new] = first[new]
+        self._new = self._new[:0]
         chunk = ask(self._session, self._window)
         if chunk.shape[1] != 1:
             raise UserError(
@@ -236,6 +249,16 @@ def _eye(card: dict[str, Any], shapes: Shapes, base: Any) -> tuple[Eye | None, i
 def _eyes(actor: Any) -> EncoderConfig | None:
     """The settings of a residual's own eyes; None where it looks through the base's."""
     return actor.eye.cfg if isinstance(actor.eye, Encoder) else None
+
+
+def _indices(rows: Any, n: int) -> Tensor:
+    """Of rows given as indices or as a mask of all `n`. Raises UserError."""
+    given = torch.as_tensor(rows, device="cpu")
+    is_mask = given.dtype == torch.bool
+    found = given.nonzero()[:, 0] if is_mask else given.reshape(-1).long()
+    if (is_mask and given.shape != (n,)) or (len(found) and not 0 <= int(found.min()) <= int(found.max()) < n):
+        raise UserError(f"reset was given rows {given.tolist()}, and the last observations had {n} rows.")
+    return found
 
 
 def kind_of(policy: Any) -> str:
