@@ -1,5 +1,6 @@
 """Exactly the episodes that were asked for, paired, without touching training."""
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from policy_decorator import randomness
 from policy_decorator.config import RefineConfig
 from policy_decorator.decorator import DecoratedPolicy, Residual
 from policy_decorator.envs.toy import MAX_STEPS, SPEED, TASKS, BiasedController, Reach
-from policy_decorator.envs.vector import SimulatorVector
+from policy_decorator.envs.vector import SimulatorVector, make_vector
 from policy_decorator.errors import UserError
 from policy_decorator.evaluation import (
     DEMOS,
@@ -217,3 +219,27 @@ def test_recording_changes_nothing_and_hands_the_state_through(steady: nn.Module
     assert state.keys() == plain.state().keys()
     plain.restore(state)
     assert torch.equal(plain.step(torch.zeros(3, 1, 2)).window, recorded.step(torch.zeros(3, 1, 2)).window)
+
+
+@pytest.mark.parametrize("draw", [np.random.normal, random.gauss, lambda *how: float(torch.normal(*how, size=()))])
+def test_whatever_generator_a_policy_draws_from_it_draws_the_same_and_leaves_it_alone(draw: Any) -> None:
+    drawn: list[float] = []
+
+    class Drawing:
+        context = 1
+
+        def act(self, window: Tensor) -> Tensor:
+            drawn.append(float(draw(0.0, 1.0)))
+            return torch.full((len(window), 1, 2), drawn[-1])
+
+    env = make_vector(TASKS["toy/reach"], 3)
+    randomness.seed_all(1)
+    expected = draw(0.0, 1.0)
+    randomness.seed_all(1)
+    runs = []
+    for _ in range(2):
+        run_episodes(env, Drawing(), 5, VALIDATION)
+        runs.append(drawn[:])
+        drawn.clear()
+    assert runs[0] == runs[1]
+    assert draw(0.0, 1.0) == expected

@@ -4,9 +4,10 @@ import copy
 import errno
 import gc
 import json
+import random
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -185,6 +186,21 @@ def test_a_curriculum_goes_on(kind: str, tmp_path: Path, make_config: MakeConfig
     assert gate["begin"] > gate["guide_steps"] > 0
     assert gate["recent"]
     api.run(config, base, out=tmp_path / "cut", resume=True)
+    _assert_same(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_policy_that_draws_elsewhere_than_in_torch_goes_on_the_same(tmp_path: Path, make_config: MakeConfig) -> None:
+    def drawing(obs: np.ndarray) -> np.ndarray:
+        noise = random.gauss(0.0, 0.2) + np.random.normal(0.0, 0.2, (len(obs), 2))  # noqa: NPY002
+        obs = np.asarray(obs)
+        return np.clip(5 * (obs[:, 2:] - obs[:, :2]) + 0.1 + noise, -1, 1).astype(np.float32)
+
+    config = make_config(total_steps=400, save_every=100, eval_every=200)
+    for k, folder in enumerate(("whole", "cut")):
+        np.random.seed(k)  # noqa: NPY002 - what was drawn before does not matter
+        with pytest.raises(KeyboardInterrupt) if k else nullcontext():
+            api.run(config, drawing, out=tmp_path / folder, display=Interrupted(250) if k else None)
+    api.run(config, drawing, out=tmp_path / "cut", resume=True)
     _assert_same(tmp_path / "whole", tmp_path / "cut")
 
 

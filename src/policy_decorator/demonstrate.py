@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policy_decorator import randomness
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.envs.images import together
 from policy_decorator.errors import UserError
@@ -29,7 +30,7 @@ def demonstrate(
         n = int(reached[0]) + 1 if len(reached) and ends_at_success else len(a)
         frames = _frames(o, n, device)  # (n, Do)
         rows = torch.arange(n)[:, None] + torch.arange(1 - base.context, 1)  # (n, To)
-        with torch.random.fork_rng(), torch.no_grad():
+        with randomness.forked(), torch.no_grad():
             answer = _answers(asked, frames[rows.clamp(min=0)])  # (n, Ta, Da)
         if answer.shape[1] != 1:
             raise UserError(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policy_decorator import randomness
 from policy_decorator.memory import AnyPolicy, session
 from policy_decorator.types import Composition, Step, VectorEnv
 
@@ -45,16 +46,16 @@ def run_episodes(
 
     Where only a reset decides how episodes begin (`drawn_at_reset`), they are played in waves of B, one per row, each
     from a reset of its own: there is a pair for every episode, whichever policy is done first. A policy that draws
-    random numbers draws the same ones at every call, and training's stream is left alone; so is what a policy
-    remembers of the episodes it is trained on.
+    from the process's generators (torch, numpy, random) draws the same numbers at every call, and training's stream is
+    left alone; so is what a policy remembers of the episodes it is trained on.
     """
     success = np.zeros(episodes, dtype=bool)
     steps, finished = np.zeros(episodes, dtype=np.int64), np.zeros(episodes, dtype=bool)
     policy, simulated = session(policy), 0
-    with torch.random.fork_rng():
+    with randomness.forked():
         while not finished.all():
             first = int(finished.argmin())  # 0, or where waves are played the number of those before
-            torch.manual_seed(seed + first)
+            randomness.seed_all(seed + first)
             window = env.reset(seed + first)
             last = min(first + len(window), episodes) if getattr(env, "drawn_at_reset", False) else episodes
             policy.reset(rows := torch.arange(len(window)))

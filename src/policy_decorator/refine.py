@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from policy_decorator import machine, snapshot
+from policy_decorator import machine, randomness, snapshot
 from policy_decorator.base_policies.networks import parameters_of
 from policy_decorator.chunks import chunk_of, step_by_step
 from policy_decorator.config import RefineConfig
@@ -68,7 +68,7 @@ class Refinement:
             machine.use_cpu_well(self.device)
         if isinstance(cfg.threads, int):
             torch.set_num_threads(cfg.threads)
-        torch.manual_seed(cfg.seed)
+        randomness.seed_all(cfg.seed)
         self.eval_env = self._vector(min(cfg.envs, cfg.eval_episodes))
         self._check_answer()
         self.run = method.build(cfg.learn, self._problem(demos))
@@ -113,7 +113,7 @@ class Refinement:
 
     def _check_answer(self) -> None:
         """Refuse a wrong answer before hours are spent on it, and see whether the same question has the same answer."""
-        with torch.random.fork_rng():
+        with randomness.forked():
             window = self.eval_env.reset(VALIDATION)
             answer, again = (ask(session(self.base), window) for _ in range(2))
         wanted = (len(window), self.chunk, self.task.action_size)

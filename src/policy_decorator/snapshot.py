@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from policy_decorator import randomness
 from policy_decorator.disk import atomic_file
 from policy_decorator.errors import UserError
 from policy_decorator.memory import kept
@@ -49,8 +50,7 @@ def capture(run: Run) -> dict[str, Any]:
         "intake": run.intake.state(),
         "monitor": run.monitor.state(),
         "reward": run.reward.state() if run.reward is not None else None,
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        **randomness.state(),
     }
 
 
@@ -80,9 +80,7 @@ def restore(run: Run, state: dict[str, Any]) -> None:
     run.monitor.restore(state["monitor"])
     if run.reward is not None:
         run.reward.restore(state["reward"])
-    torch.set_rng_state(state["rng"].cpu())
-    if state["cuda_rng"]:
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_rng"]])
+    randomness.restore(state)
 
 
 def remembers(state: dict[str, Any]) -> bool:

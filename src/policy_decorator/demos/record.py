@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policy_decorator import randomness
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.demos.episode import Episode, episode_of, gather
 from policy_decorator.envs.images import together
@@ -108,12 +109,12 @@ def record_policy(
 ) -> Demonstrations:
     """Record any policy, its chunks executed open loop; `options` as in `record`.
 
-    Windows (1, To, Do) are made on `device` and hold the reset frame in every slot at first. torch's random
-    numbers are seeded with `seed` for sampling policies, and put back afterwards.
+    Windows (1, To, Do) are made on `device` and hold the reset frame in every slot at first. Random numbers are
+    seeded with `seed` for sampling policies, and put back afterwards.
     """
     device, asked = torch.device(device), session(policy)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with randomness.forked():
+        randomness.seed_all(seed)
         return record(task, lambda: _in_chunks(asked, device), episodes, seed=seed, **{"source": "policy", **options})
 
 
