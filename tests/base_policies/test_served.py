@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from foreign import ACTION, OBS, STEPS, check_contract, episode, played, real, r
 from policy_decorator import api
 from policy_decorator.base_policies.checkpoint import parameter_hash, save_policy
 from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
+from policy_decorator.base_policies.networks import parameters_of
 from policy_decorator.base_policies.places import from_place, is_place
 from policy_decorator.base_policies.served import from_address, served
 from policy_decorator.cli import main
@@ -28,6 +30,7 @@ from policy_decorator.errors import UserError
 from policy_decorator.memory import ask, session
 from policy_decorator.refine import refine
 from policy_decorator.runlog import RunFolder
+from policy_decorator.serving.server import Server
 
 HERE = Path(__file__).parent
 QUERY = "?observation/state=:&prompt=reach"
@@ -81,6 +84,21 @@ def openpi(kind: str = "plain") -> Any:
 
 def ours(obs_size: int = OBS, parameters: str = "a") -> Any:
     return running(str(HERE / "our_server.py"), "{port}", str(obs_size), parameters)
+
+
+@contextmanager
+def in_a_thread(policy: Any, obs_size: int, action_size: int, **how: Any) -> Iterator[str]:
+    """The address of our server, in this process."""
+    real("websockets")
+    real("msgpack")
+    server, ready = Server(policy, obs_size=obs_size, action_size=action_size, **how), queue.Queue[int]()
+    thread = threading.Thread(target=server.run, args=("127.0.0.1", 0, ready.put))
+    thread.start()
+    try:
+        yield f"ws://127.0.0.1:{ready.get(timeout=60)}"
+    finally:
+        server.stop()
+        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -371,6 +389,30 @@ def test_what_cannot_be_served_is_refused(
 
 
 # ---- refinement ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("learns_at", [None, 100])
+def test_what_is_served_must_stay_as_it_is_during_a_run(
+    learns_at: int | None, steady: Any, make_config: Callable[..., Any]
+) -> None:
+    act, asked = type(steady).act, [0]
+
+    def learning(window: torch.Tensor) -> torch.Tensor:
+        asked[0] += len(window)
+        if learns_at is not None and asked[0] > learns_at:
+            torch.nn.init.zeros_(steady.linear.bias)
+        return act(steady, window)
+
+    steady.act = learning
+    with in_a_thread(steady, 4, 2, parameters=lambda: parameters_of(steady)) as address:
+        base, config = from_address(address, 2), make_config(total_steps=200, eval_episodes=4, test_episodes=4)
+        before = parameter_hash(steady)
+        assert parameters_of(base) == before
+        if learns_at is None:
+            assert refine(config, base, force=True)[0].summary["base_parameters_sha256"] == before
+        else:
+            with pytest.raises(UserError, match=rf"now serves another policy \(hash of the parameters {before} before"):
+                refine(config, base, force=True)
 
 
 @pytest.mark.slow

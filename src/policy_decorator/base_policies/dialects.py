@@ -31,7 +31,7 @@ class Ours:
     """
 
     def __init__(self, link: Link, said: Mapping[str, Any]) -> None:
-        self.link, self.said, self.fingerprint = link, said, said.get("parameters")
+        self.link, self.said = link, said
         self.action_size, self.chunk, self.context = (int(said[name]) for name in ("action_size", "chunk", "context"))
         self._counted = 0  # what the server has counted in this connection
 
@@ -39,7 +39,14 @@ class Ours:
         """The same, in a connection of its own, which is made when it is needed."""
         return Ours(_like(self.link), self.said)
 
-    def connect(self) -> None:
+    def fingerprint(self) -> str | None:
+        """The hash of what is served now. Raises UserError where anything is not as it was."""
+        asked = self.again()
+        asked.connect("now serves")
+        asked.link.close()
+        return self.said.get("parameters")
+
+    def connect(self, verb: str = "came back with") -> None:
         """Raises UserError for a server that came back with another policy."""
         self.link.connect()
         self._counted, now = 0, self.link.metadata.get(OURS, {})
@@ -51,8 +58,8 @@ class Ours:
         if changes:
             self.link.close()
             raise UserError(
-                f"The policy server at {self.link.address} came back with another policy ({'; '.join(changes)}): serve "
-                "the one from before again, or begin a new run."
+                f"The policy server at {self.link.address} {verb} another policy ({'; '.join(changes)}): serve the one "
+                "from before again, or begin a new run."
             )
 
     def ask(self, window: Tensor, rows: Tensor) -> tuple[Tensor, int]:
@@ -74,7 +81,7 @@ class Theirs:
     alone, as RoboArena's does.
     """
 
-    context, fingerprint = 1, None
+    context = 1
 
     def __init__(
         self, link: Link, action_size: int, chunk: int | None, keys: Keys, entry: str, endpoints: bool = False
@@ -87,6 +94,9 @@ class Theirs:
 
     def connect(self) -> None:
         self.link.connect()
+
+    def fingerprint(self) -> None:
+        """Such a server says nothing of its parameters."""
 
     def ask(self, window: Tensor, rows: Tensor) -> tuple[Tensor, int]:
         """(K, To, Do), (K,) -> (K, Ta, Da) and K. Raises Lost."""

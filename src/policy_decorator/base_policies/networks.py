@@ -26,12 +26,12 @@ def network_of(policy: Any) -> nn.Module | None:
 def parameters_of(policy: Any) -> str | None:
     """A hash of all that a policy computes with, equal if bit-identical; None where nobody can look at that.
 
-    Of a policy of this package it is the `parameter_hash`, of a served one what its server says, of a refined one that
-    of both its parts.
+    Of a policy of this package it is the `parameter_hash`, of a served one what its server says when it is asked now,
+    of a refined one that of both its parts. Raises UserError for a server that does not serve what it did.
     """
     policy = unqueued(policy)
-    if (said := getattr(policy, "fingerprint", None)) is not None:
-        return said
+    if callable(ask := getattr(policy, "fingerprint", None)):
+        return ask()
     if (network := network_of(policy)) is not None:
         return parameter_hash(network)
     if not hasattr(policy, "base") or not isinstance(actor := getattr(policy, "actor", None), nn.Module):

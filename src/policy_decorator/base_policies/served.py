@@ -100,11 +100,15 @@ def is_address(text: str) -> bool:
 
 
 class ServedPolicy:
-    """A served policy without a memory: rows may be asked about in any number and order."""
+    """A served policy without a memory: rows may be asked about in any number and order.
+
+    Its `fingerprint()` is the hash of its parameters, which the server is asked for anew.
+    """
 
     def __init__(self, dialect: Ours | Theirs) -> None:
         self.dialect, self.action_size = dialect, dialect.action_size
-        self.context, self.chunk, self.fingerprint = dialect.context, dialect.chunk, dialect.fingerprint
+        self.context, self.chunk = dialect.context, dialect.chunk
+        self.fingerprint = dialect.fingerprint
 
     def act(self, window: Tensor) -> Tensor:
         """(B, To, Do) -> (B, Ta, Da) in [-1, 1]. Raises UserError: wrong answers, or a server that stays away."""
@@ -118,7 +122,8 @@ class ServedMemory:
 
     def __init__(self, dialect: Ours | Theirs) -> None:
         self.dialect, self.action_size, self.queries = dialect, dialect.action_size, 0
-        self.context, self.chunk, self.fingerprint = dialect.context, dialect.chunk, dialect.fingerprint
+        self.context, self.chunk = dialect.context, dialect.chunk
+        self.fingerprint = dialect.fingerprint
         self._talks: dict[int, Ours | Theirs] = {}  # by row; ours all talk in one connection
         self._asked: dict[int, list[Tensor]] = {}  # by row, its windows (To, Do) since the reset
 

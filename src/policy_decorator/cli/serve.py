@@ -68,7 +68,7 @@ def run(options: Options) -> Answer:
     policy = base if options.base or refined is None else refined
     kind = "refined" if policy is refined else saved.kind
     about = {"policy": kind, "task": task.name, "control_hz": task.control_hz}
-    how: dict[str, Any] = {"entry": options.entry, "device": device, "parameters": parameters_of(policy)}
+    how: dict[str, Any] = {"entry": options.entry, "device": device, "parameters": lambda: parameters_of(policy)}
     server = Server(policy, metadata=about, **sizes, **how)
 
     def ready(port: int) -> None:

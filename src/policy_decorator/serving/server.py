@@ -92,7 +92,8 @@ class Conversation:
 class Server:
     """Answers any number of connections, one question at a time, until it is told to `stop`.
 
-    `parameters` is a hash of those of the policy, by which clients notice that another one is served.
+    `parameters` is a hash of those of the policy, by which clients notice that another one is served; a function is
+    asked for it anew whenever a client connects.
     """
 
     def __init__(
@@ -104,29 +105,37 @@ class Server:
         metadata: Mapping[str, Any] | None = None,
         entry: str | None = None,
         device: torch.device | None = None,
-        parameters: str | None = None,
+        parameters: str | Callable[[], str | None] | None = None,
     ) -> None:
         self.policy, self.answers, self.connections = policy, 0, 0
         self._talk = lambda: Conversation(policy, obs_size, entry, device or torch.device("cpu"))
         sizes = {"context": policy.context, "chunk": int(getattr(policy, "chunk", 1))}
         sizes |= {"obs_size": obs_size, "action_size": action_size, "memory": hasattr(policy, "session")}
-        sizes |= {"parameters": parameters}
-        self.metadata = {**(metadata or {}), OURS: {"version": 1, **sizes}}
+        self._about, self._said, self._parameters = dict(metadata or {}), {"version": 1, **sizes}, parameters
 
     def run(self, host: str, port: int, ready: Callable[[int], None] = lambda port: None) -> None:
-        """Serve until Ctrl-C or SIGTERM; `ready` is told the port (0 takes a free one).
+        """Serve until Ctrl-C, SIGTERM or `stop`; `ready` is told the port (0 takes a free one).
 
         Raises:
             UserError: the port is taken.
         """
         asyncio.run(self._run(host, port, ready))
 
+    def stop(self) -> None:
+        """End `run`, from another thread."""
+        self._loop.call_soon_threadsafe(self._stop.set)
+
+    def greeting(self) -> dict[str, Any]:
+        """What a client is told first: what is served."""
+        parameters = self._parameters() if callable(self._parameters) else self._parameters
+        return {**self._about, OURS: {**self._said, "parameters": parameters}}
+
     async def _run(self, host: str, port: int, ready: Callable[[int], None]) -> None:
         serve = _websockets()
-        self._thinking, stop = asyncio.Lock(), asyncio.Event()
+        self._loop, self._thinking, self._stop = asyncio.get_running_loop(), asyncio.Lock(), asyncio.Event()
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
             for name in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(name, stop.set)
+                self._loop.add_signal_handler(name, self._stop.set)
         try:
             # No pings: an openpi client that simulates for a minute answers none.
             how: dict[str, Any] = {"compression": None, "max_size": None, "ping_interval": None}
@@ -137,7 +146,7 @@ class Server:
             ) from None
         async with server:
             ready(next(iter(server.sockets)).getsockname()[1])
-            await stop.wait()
+            await self._stop.wait()
 
     async def _handle(self, socket: Any) -> None:
         from websockets.exceptions import ConnectionClosed  # pyright: ignore[reportMissingImports]
@@ -145,9 +154,11 @@ class Server:
         self.connections += 1
         talk = self._talk()
         try:
-            await socket.send(pack(self.metadata))
+            async with self._thinking:  # one question at a time, away from the loop, which goes on to listen
+                greeting = await asyncio.to_thread(self.greeting)
+            await socket.send(pack(greeting))
             async for message in socket:
-                async with self._thinking:  # one question at a time, away from the loop, which goes on to listen
+                async with self._thinking:
                     answer = await asyncio.to_thread(lambda message=message: talk.answer(unpack(message)))
                 self.answers += "actions" in answer
                 await socket.send(pack(answer))
