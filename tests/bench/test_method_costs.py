@@ -1,22 +1,45 @@
 """What methods are made of and what they cost is read from runs of them."""
 
 import csv
+import functools
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
-from policy_decorator.bench.methods import SMALL, CostsConfig, costs, main, parts_of, sample_run
-from policy_decorator.errors import UserError
+import policy_decorator.methods
+from policy_decorator.bench import methods
+from policy_decorator.bench.methods import SMALL, VARIANTS, CostsConfig, Sizes, costs, main, sample_run
+from policy_decorator.bench.parts import parts_of
+from policy_decorator.cli.listing import LISTS
+from policy_decorator.envs.adroit import HANDS
+from policy_decorator.errors import MissingExtra, UserError
 from policy_decorator.methods import METHODS
 from policy_decorator.methods.ppo_finetuning import Config as PPOFineTuning
+from policy_decorator.rl.episodes import WholeEpisodes
+from policy_decorator.rl.nets import NetConfig
+from policy_decorator.rl.sac import SACConfig
+
+
+@functools.cache
+def parts(method: str) -> dict[str, str]:
+    """Skips where an optional dependency is missing, and only there."""
+    try:
+        return asdict(parts_of(sample_run(method)[1]))
+    except MissingExtra as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_says_what_it_is_made_of(method: str) -> None:
     try:
         base, run = sample_run(method)
-    except UserError as missing:
+    except MissingExtra as missing:
         pytest.skip(str(missing))
     parts = parts_of(run)
     assert parts.composition.startswith("Residual") == (method in {"policy-decorator", "residual-rl", "fish"})
@@ -24,27 +47,80 @@ def test_every_method_says_what_it_is_made_of(method: str) -> None:
     assert parts.reward.startswith("success") == (method not in {"gail", "dac", "fish", "rot"})
 
 
-def test_methods_differ_in_the_parts_that_make_them() -> None:
-    def parts(method: str) -> dict[str, str]:
-        return vars(parts_of(sample_run(method)[1]))
+def test_no_two_methods_are_made_of_the_same() -> None:
+    rows = [(row["name"], row["made_of"]) for row in LISTS["methods"]() if "not here" not in row["made_of"]]
+    made = [tuple(parts.values()) for _, parts in rows]
+    assert len(set(made)) == len(made) > 10, sorted((parts, name) for (name, _), parts in zip(rows, made, strict=True))
 
+
+def test_a_method_that_cannot_be_built_is_no_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> Any:
+        raise error
+
+    for module in (policy_decorator.methods, methods):
+        monkeypatch.setattr(module, "METHODS", {"rlpd": replace(METHODS["rlpd"], build=refused)})
+    error: UserError = MissingExtra("PEFT", "lora")
+    assert [row["made_of"] for row in LISTS["methods"]()] == [{"not here": str(error)}]
+    error = UserError("no good")
+    with pytest.raises(UserError, match="rlpd cannot be built here"):
+        LISTS["methods"]()
+
+
+def test_methods_differ_in_the_parts_that_make_them() -> None:
     def differing(a: str, b: str) -> set[str]:
         return {name for name, part in parts(a).items() if parts(b)[name] != part}
 
     assert differing("policy-decorator", "residual-rl") == {"composition", "gate"}
     assert differing("cal-ql", "cql") == {"update"}
-    assert differing("rlpd", "gail") == {"data", "reward"}
+    assert differing("rlpd", "sacfd") == {"data", "update"}
+    assert (parts("rlpd")["data"], parts("sacfd")["data"]) == ("Mixed(share=0.5)", "Mixed(as in one pool)")
+    assert parts("rlpd")["update"] == parts("sacfd")["update"] + ", LayerNorm in the critics"
+    assert differing("rlpd", "gail") == {"data", "reward", "update"}
 
 
 def test_costs_count_updates_and_questions() -> None:
     ours, alone = (costs(name, SMALL, 0.1) for name in ("policy-decorator", "rlpd"))
     assert ours.updates_per_step == alone.updates_per_step == SMALL.updates_per_step
-    # A decision asks once; a time-out, after 10 steps here, once more.
-    assert ours.base_queries_per_step == pytest.approx(1.1, abs=0.02)
+    # A decision asks once; a time-out once more.
+    assert ours.base_queries_per_step == pytest.approx(1 + 1 / SMALL.episode)
     assert alone.base_queries_per_step == 0
     assert ours.total_ms == pytest.approx(ours.acting_ms + ours.learning_ms)
     assert ours.learning_ms == pytest.approx(ours.update_ms * SMALL.updates_per_step)
     assert ours.offline_update_ms is None
+
+
+def test_sizes_are_those_of_door() -> None:
+    door, sizes = HANDS["door"], Sizes()
+    assert (sizes.obs, sizes.action, sizes.episode) == (door.obs_size, door.action_size, door.max_steps)
+    assert sizes.demonstrations * sizes.demonstration == pytest.approx(6729, abs=sizes.demonstrations)
+
+
+def test_a_chunk_is_as_many_environment_steps_as_it_has_actions() -> None:
+    run = sample_run("dipo")[1]
+    run.collector.decide(run.explorer)
+    assert run.collector.step == SMALL.envs * run.collector.action.shape[1] > SMALL.envs
+
+
+def test_rewards_of_whole_episodes_cost_what_an_episode_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that only they take time on, a tenth of a second per frame: 13 frames are 12 steps and the first."""
+    pytest.importorskip("ot", reason="POT is not installed")
+    clock = SimpleNamespace(now=0.0)
+
+    def score(episode: Tensor) -> Tensor:
+        clock.now += 0.1 * len(episode)
+        return torch.zeros(len(episode))
+
+    def built(name: str, sizes: Sizes) -> Any:
+        cfg = replace(METHODS[name].config(), nets=NetConfig(width=8, depth=1), sac=SACConfig(batch_size=8))
+        kind, run = sample_run(name, sizes, cfg)
+        assert isinstance(run.intake, WholeEpisodes)
+        run.intake.score = score
+        return kind, run
+
+    monkeypatch.setattr(methods, "sample_run", built)
+    monkeypatch.setattr(methods, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    measured = costs("fish", replace(SMALL, envs=4, episode=12, steps_per_round=4), 8.0)
+    assert measured.acting_ms == pytest.approx(100 * 13 / 12)
 
 
 def test_an_offline_phase_has_costs_of_its_own() -> None:
@@ -68,6 +144,16 @@ def test_the_table_is_written_with_where_it_comes_from(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "provenance.json").read_text())["sizes"]["obs"] == 39
     with pytest.raises(UserError, match="method"):
         main(CostsConfig(out=tmp_path, methods=("nothing",)))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_are_made_of_something_else(variant: str) -> None:
+    pytest.importorskip("peft", reason="PEFT is not installed")
+    (base, run), (_, itself) = sample_run(variant), sample_run(VARIANTS[variant][0])
+    assert base == "bet"
+    assert any(
+        type(getattr(run.learner, part)) is not type(getattr(itself.learner, part)) for part in ("actor", "critic")
+    )
 
 
 def test_methods_that_tune_the_base_are_measured_on_it() -> None:

@@ -1,4 +1,4 @@
-"""What each method is made of, and what it costs: read and measured on a run of it.
+"""What each method costs, measured on a run of it.
 
     python -m policy_decorator.bench.methods --out results/methods-cost
 
@@ -22,15 +22,14 @@ from policy_decorator.base_policies.diffusion import DiffusionConfig
 from policy_decorator.base_policies.mlp import MLPConfig
 from policy_decorator.bench.synthetic import SyntheticVector
 from policy_decorator.disk import atomic_csv, atomic_json
-from policy_decorator.errors import UserError, lookup, or_exit
+from policy_decorator.errors import MissingExtra, UserError, lookup, or_exit
 from policy_decorator.methods import METHODS, Problem, Run
 from policy_decorator.methods.problem import Offline
 from policy_decorator.progress import Bars
 from policy_decorator.provenance import provenance
 from policy_decorator.rhythm import due
 from policy_decorator.rl.demonstrations import Demonstrated
-from policy_decorator.rl.ppo import Rollouts
-from policy_decorator.rl.replay import NStep, Replay
+from policy_decorator.rl.episodes import WholeEpisodes
 
 TINY: Mapping[str, Mapping[str, Any]] = {
     "bet": {"layers": 1, "heads": 1, "width": 4, "clusters": 2},
@@ -58,33 +57,50 @@ class Sizes:
     steps_per_round: int = 16
     updates_per_step: float = 0.25
     capacity: int = 20_000
-    episode: int = 50
-    """Steps of an episode, and of a demonstration."""
+    episode: int = 300
+    """Steps of an episode."""
     demonstrations: int = 25
+    demonstration: int = 269
+    """Steps of a demonstration: the mean of the 25 of DAPG."""
     bases: Sequence[tuple[str, Any]] = field(default_factory=lambda: BASES)
 
 
-SMALL = Sizes(obs=4, action=2, envs=2, steps_per_round=64, capacity=64, episode=10, demonstrations=3, bases=TINY_BASES)
+SMALL = Sizes(
+    obs=4,
+    action=2,
+    envs=2,
+    steps_per_round=16,
+    capacity=64,
+    episode=8,
+    demonstrations=3,
+    demonstration=10,
+    bases=TINY_BASES,
+)
 
-
-ON_THE_BASE = " on the base"
-"""Behind the name of a method whose actor may be the base: as the paper has it."""
+VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    **{f"{name} on the base": (name, {"actor": "base"}) for name in ("rlpd", "sacfd", "cal-ql", "cql")},
+    "sac-lora with GPT critics": ("sac-lora", {"critic": "gpt"}),
+}
+"""What is measured besides every method as it is by default: the actor that the paper gives it, and App. F.5.1's
+critics."""
 
 
 def sample_run(name: str, sizes: Sizes = SMALL, settings: Any = None) -> tuple[str, Run]:
-    """The first kind of base that the method takes, and a run on it; `settings` are the method's own by default.
+    """The first kind of base that the method or variant takes, and a run on it; `settings` replace its own.
 
-    Raises UserError where it takes none.
+    Raises:
+        UserError: it takes none.
+        MissingExtra: a library that it needs is not installed.
     """
-    method = name.removesuffix(ON_THE_BASE)
-    if settings is None:
-        settings = METHODS[method].config() if method == name else replace(METHODS[method].config(), actor="base")
+    method, changes = VARIANTS.get(name, (name, {}))
+    cfg = replace(METHODS[method].config(), **changes) if settings is None else settings
     refusals = []
-    for kind, cfg in sizes.bases:
+    for kind, base_cfg in sizes.bases:
         torch.manual_seed(0)
-        base: Any = build(kind, sizes.obs, sizes.action, cfg)
+        base: Any = build(kind, sizes.obs, sizes.action, base_cfg)
+        env = SyntheticVector(sizes.envs, sizes.obs, context=base.context, max_steps=sizes.episode, staggered=True)
         problem = Problem(
-            env=SyntheticVector(sizes.envs, sizes.obs, context=base.context, max_steps=sizes.episode),
+            env=env,
             base=base.eval().requires_grad_(False),
             obs_size=sizes.obs,
             chunk=(base.chunk, sizes.action),
@@ -93,7 +109,9 @@ def sample_run(name: str, sizes: Sizes = SMALL, settings: Any = None) -> tuple[s
             demonstrated=_demonstrated(sizes) if base.chunk == 1 else None,
         )
         try:
-            return kind, METHODS[method].build(settings, problem)
+            return kind, METHODS[method].build(cfg, problem)
+        except MissingExtra:
+            raise
         except UserError as refusal:
             refusals.append(f"on {kind}: {refusal}")
     raise UserError(f"{name} cannot be built here. " + " ".join(refusals))
@@ -101,56 +119,11 @@ def sample_run(name: str, sizes: Sizes = SMALL, settings: Any = None) -> tuple[s
 
 def _demonstrated(sizes: Sizes) -> Demonstrated:
     """Noise that succeeds at the end of every episode."""
-    n = sizes.demonstrations * sizes.episode
+    n = sizes.demonstrations * sizes.demonstration
     action = torch.rand(n, 1, sizes.action) * 2 - 1
-    success = (torch.arange(n) + 1) % sizes.episode == 0
-    lengths = torch.full((sizes.demonstrations,), sizes.episode)
+    success = (torch.arange(n) + 1) % sizes.demonstration == 0
+    lengths = torch.full((sizes.demonstrations,), sizes.demonstration)
     return Demonstrated(torch.randn(n, sizes.obs), action, torch.zeros_like(action), success, lengths)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The classes a method puts together, by the place they have in the training loop."""
-
-    actor: str
-    composition: str
-    gate: str
-    data: str
-    reward: str
-    update: str
-
-
-def parts_of(run: Run) -> Parts:
-    """Names of classes, and the numbers in which one method differs from another."""
-    collector, learner, offline = run.collector, _name(run.learner), run.offline
-    if offline is not None:
-        by = _name(offline.learner, "calibrated")
-        learner = (
-            f"{offline.total:,} offline by {by}, then {learner}"
-            if by != learner
-            else f"{offline.total:,} offline too, {by}"
-        )
-    sources = {type(run.data): _name(run.data), type(run.intake): _name(run.intake)}
-    if isinstance(run.intake, Rollouts):
-        sources.pop(Replay, None)
-    sources.pop(NStep, None)
-    return Parts(
-        actor=_name(run.learner.actor),
-        composition=_name(collector.composition, "bound"),
-        gate=_name(collector.gate, "horizon"),
-        data=" of ".join(sources.values()),
-        reward=f"success {collector.reward_shift:+g}" if run.reward is None else _name(run.reward),
-        update=learner,
-    )
-
-
-def _name(part: object, setting: str = "") -> str:
-    """The class, and one of its settings where it has that."""
-    value = getattr(part, setting, None) if setting else None
-    return type(part).__name__ + ("" if value is None else f"({setting}={value})")
-
-
-# ---- what it costs ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -178,25 +151,26 @@ class Costs:
 
 
 def costs(method: str, sizes: Sizes, seconds: float) -> Costs:
-    """Measured for at least so many seconds, and from one update to another that is a whole number of rounds."""
+    """Measured for at least so many seconds, and from one update to another that is a whole number of rounds.
+
+    Where whole episodes are rewarded, it is from the end of an episode to that of another: they end at equal distances.
+    """
     kind, run = sample_run(method, sizes)
     collector, offline = run.collector, run.offline
     offline_ms = None if offline is None else 1000 * _offline(offline, seconds)
-    acting = learning = 0.0
+    whole = isinstance(run.intake, WholeEpisodes)
+    if whole:  # those that the staggered rows begin with are shorter
+        _act(run, sizes.envs * sizes.episode)
+    first, acting, learning = collector.step, 0.0, 0.0
     counted, before, rounds = False, (0, 0, 0), 0
     while rounds < 2 or acting + learning < seconds:
-        begun, updates = time.perf_counter(), run.learner.updates
-        for _ in range(max(sizes.steps_per_round // collector.action[..., 0].numel(), 1)):
-            transition, step = collector.decide(run.explorer)
-            run.monitor.observe(transition, step)
-            complete = run.intake.push(transition, step.done)
-            if complete is not None:
-                run.replay.add(complete)
+        begun, updates, episodes = time.perf_counter(), run.learner.updates, collector.episodes
+        _act(run, sizes.steps_per_round)
         acted = time.perf_counter()
-        run.learn(due(collector.step, 0, sizes.updates_per_step))
+        run.learn(due(collector.step, first, sizes.updates_per_step))
         if counted:
             acting, learning = acting + acted - begun, learning + time.perf_counter() - acted
-        if run.learner.updates == updates:
+        if run.learner.updates == updates or (whole and collector.episodes == episodes):
             continue
         if not counted:  # the first updates allocate, and a first rollout may have begun before
             counted, before = True, (collector.step, run.learner.updates, collector.base_queries)
@@ -221,6 +195,16 @@ def costs(method: str, sizes: Sizes, seconds: float) -> Costs:
     )
 
 
+def _act(run: Run, steps: int) -> None:
+    """So many environment steps, and at least a decision; what becomes of them, too."""
+    for _ in range(max(steps // run.collector.action[..., 0].numel(), 1)):
+        transition, step = run.collector.decide(run.explorer)
+        run.monitor.observe(transition, step)
+        complete = run.intake.push(transition, step.done)
+        if complete is not None:
+            run.replay.add(complete)
+
+
 def _offline(offline: Offline, seconds: float) -> float:
     offline.learn()
     begun, before = time.perf_counter(), offline.updates
@@ -233,7 +217,7 @@ def _offline(offline: Offline, seconds: float) -> float:
 class CostsConfig:
     out: Path = Path("results/methods-cost")
     """Where costs.csv and provenance.json go."""
-    methods: tuple[str, ...] = (*METHODS, f"rlpd{ON_THE_BASE}", f"cal-ql{ON_THE_BASE}")
+    methods: tuple[str, ...] = (*METHODS, *VARIANTS)
     seconds: float = 10.0
     """Of measuring, per method, at least."""
     threads: int = 1
@@ -246,7 +230,7 @@ def main(cfg: CostsConfig) -> None:
     rows = []
     with Bars().stage("measuring", len(cfg.methods)) as update:
         for i, name in enumerate(cfg.methods, start=1):
-            lookup("method", name.removesuffix(ON_THE_BASE), METHODS)
+            lookup("method", name, dict.fromkeys((*METHODS, *VARIANTS)))
             rows.append(asdict(costs(name, Sizes(), cfg.seconds)))
             update(i, note=name)
     cfg.out.mkdir(parents=True, exist_ok=True)

@@ -38,22 +38,31 @@ class SyntheticVector:
     """The same as one tensor of B rows: for the cost of B itself."""
 
     def __init__(
-        self, n: int, obs: int, *, context: int = 1, max_steps: int = MAX_STEPS, device: str | torch.device = "cpu"
+        self,
+        n: int,
+        obs: int,
+        *,
+        context: int = 1,
+        max_steps: int = MAX_STEPS,
+        staggered: bool = False,
+        device: str | torch.device = "cpu",
     ) -> None:
+        """`staggered`: rows begin evenly spread over an episode, and their episodes end one after the other."""
         self.table = torch.randn(64, n, context, obs, generator=torch.Generator().manual_seed(0)).to(device)
-        self.max_steps, self.t = max_steps, torch.zeros((), dtype=torch.long)
+        self.max_steps, self.begin = max_steps, torch.arange(n) * max_steps // n * staggered
+        self.t = self.begin  # (B,) steps into its episode
         self.no, self.ones = torch.zeros(n, dtype=torch.bool), torch.ones(n, dtype=torch.long)
 
     def reset(self, seed: int) -> Tensor:
-        self.t = torch.zeros((), dtype=torch.long)
+        self.t = self.begin
         return self.table[0]
 
     def step(self, action: Tensor) -> Step:
         """A chunk (B, Ta, Da) takes Ta environment steps, or those that are left of the episode."""
-        taken = min(action.shape[1], self.max_steps - int(self.t) % self.max_steps)
-        self.t = self.t + taken
-        window, done = self.table[int(self.t) % 64], int(self.t) % self.max_steps == 0
-        return Step(window, window, self.no, self.no, self.no | done, taken * self.ones, self.ones)
+        taken = (self.max_steps - self.t).clamp(max=action.shape[1])
+        self.t = (self.t + taken) % self.max_steps
+        window = self.table[int(self.t[0]) % 64]
+        return Step(window, window, self.no, self.no, self.t == 0, taken, self.ones)
 
     def state(self) -> dict[str, Tensor]:
         return {"t": self.t}

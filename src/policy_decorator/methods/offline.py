@@ -13,9 +13,9 @@ import torch
 from policy_decorator.errors import UserError
 from policy_decorator.methods.alone import Alone, Takeover, collector_alone, own_actions, refuse_pictures
 from policy_decorator.methods.finetuned import FineTuned
-from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, update_of
+from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, update_of, with_share
 from policy_decorator.methods.problem import Learner, Offline, Problem, Run
-from policy_decorator.rl.demonstrations import Demonstrated, Mixed, Share, as_source, transitions, windows_of
+from policy_decorator.rl.demonstrations import Demonstrated, Mixed, Pooled, as_source, transitions, windows_of
 from policy_decorator.rl.exploration import Explorer
 from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
@@ -117,12 +117,8 @@ def source_of(cfg: FromDemonstrations, shown: Demonstrated) -> Replay:
 def mixed(cfg: FromDemonstrations, p: Problem, replay: Replay, demos: Replay, collector: Collector) -> DataSource:
     """Own decisions and demonstrated ones, as `mix` says."""
     if cfg.mix == "pool":
-        return Mixed(replay, demos, lambda: demos.size / (demos.size + replay.size))
-    if cfg.demo_share == 0:
-        return replay
-    end = cfg.demo_share if cfg.demo_share_end is None else cfg.demo_share_end
-    share = Share(cfg.demo_share, end, p.warmup_steps, cfg.demo_share_steps or 0)
-    return Mixed(replay, demos, lambda: share(collector.step))
+        return Mixed(replay, demos, Pooled(replay, demos))
+    return with_share(cfg, p, replay, demos, collector)
 
 
 def imitator(cfg: FromDemonstrations, p: Problem, *, clamps: bool = True) -> BoundedGaussian:

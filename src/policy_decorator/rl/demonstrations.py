@@ -86,6 +86,17 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Pooled:
+    """The share of demonstrations that lie among own decisions, where each is drawn as often as any other."""
+
+    own: Replay
+    shown: Replay
+
+    def __call__(self) -> float:
+        return self.shown.size / (self.shown.size + self.own.size)
+
+
+@dataclass(frozen=True)
 class Mixed:
     """A share of every batch from the second source."""
 
