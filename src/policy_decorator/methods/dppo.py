@@ -4,7 +4,7 @@
     reward   = success in the chunk, divided by the deviation of the running return
 
 In training every denoising step is noisy. What is evaluated, kept and saved is a Diffusion Policy as any other, which
-acts as the base does: by DDIM with eta 0, or by DDPM. Its first steps, too, are then those of the tuned network.
+acts as the base does: by DDIM with eta 0, or by DDPM. Its first K - K' steps are still the base's network.
 """
 
 from dataclasses import dataclass, field
