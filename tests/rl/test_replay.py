@@ -126,6 +126,45 @@ def test_a_replay_is_restored_to_the_device_of_the_learner() -> None:
     assert len(other.data.reward) == 8
 
 
+@pytest.mark.parametrize("rows", [5, 8, 11])
+def test_a_replay_that_was_full_goes_on_in_a_larger_one(rows: int) -> None:
+    small, large = Replay(8), Replay(20)
+    for i in range(rows):
+        small.add(_numbered(i, 1))
+    large.restore(small.state())
+    large.add(_numbered(100, 3))
+    assert large.data is not None
+    assert large.data.reward[: large.size].tolist() == [*range(max(0, rows - 8), rows), 100, 101, 102]
+
+
+def _seen(first: int, n: int, start: int) -> Transition:
+    """Decisions `first`, ..., whose frames are numbered from `start`; the picture says the number."""
+
+    def frames(number: Tensor) -> Any:
+        rgb = (number % 251).byte()[:, None, None, None].expand(-1, 3, 2, 2)
+        return TensorDict({"state": torch.zeros(len(number), 3), "rgb": rgb, "frame": number}, [len(number)])
+
+    numbers = torch.arange(start, start + n)
+    return _numbered(first, n)._replace(obs=frames(numbers), next_obs=frames(numbers + 1))
+
+
+@pytest.mark.parametrize("gap", [1, 2])
+@pytest.mark.parametrize("capacity", [16, 40, 200])
+def test_pictures_go_on_in_a_larger_replay(capacity: int, gap: int) -> None:
+    """And in a third one. With gap 2, of episodes of one decision, more frames are seen than there is room for."""
+    replay = Replay(16)
+    for k in range(24):
+        if k in (12, 18):
+            state, replay = replay.state(), Replay(capacity if k == 12 else capacity + 7)
+            replay.restore(state)
+        replay.add(_seen(k, 1, gap * k))
+    batch: Any = replay.sample(500)
+    assert (batch.obs["rgb"][:, 0, 0, 0] == batch.obs["frame"] % 251).all()
+    assert (batch.next_obs["rgb"][:, 0, 0, 0] == batch.next_obs["frame"] % 251).all()
+    if gap == 1:
+        assert len(batch.obs["frame"].unique()) == min(24, capacity + 6)
+
+
 # ---- n-step returns -------------------------------------------------------------------------------------------
 
 Key = tuple[int, int]  # row, time

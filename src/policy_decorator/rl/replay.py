@@ -60,10 +60,12 @@ class Replay:
         return {"head": self.head, "size": self.size, "data": data, "pictures": pictures}
 
     def restore(self, state: dict[str, Any], device: torch.device | None = None) -> None:
-        """Back to `state`, on `device` or else where that is."""
-        self.data, self.pictures, self.size, self.head = None, None, 0, 0
+        """Back to `state`, which may be a smaller replay's, on `device` or else where that is."""
+        self.data, self.pictures, self.size, self.head = None, None, state["size"], state["head"]
         if state["data"]:
             t = self.kind(*state["data"])
+            if self.head != self.size < self.capacity:  # a ring that was full and is not any more: the oldest first
+                t, self.head = self.kind(*(torch.cat([x[self.head :], x[: self.head]]) for x in t)), self.size
             device = device or t.reward.device
             self.data = self.kind(*(x.new_zeros((self.capacity, *x.shape[1:]), device=device) for x in t))
             for store, x in zip(self.data, t, strict=True):
@@ -71,7 +73,6 @@ class Replay:
         if state["pictures"] is not None:
             self.pictures = Pictures(self.capacity)
             self.pictures.restore(state["pictures"], device)
-        self.head, self.size = state["head"], state["size"]
 
 
 class Pictures:
@@ -86,6 +87,7 @@ class Pictures:
         self.room = transitions + transitions // 8 + 1
         self.stored: dict[str, Tensor] = {}
         self.newest = torch.zeros(0, dtype=torch.long)  # the highest number so far, on the device
+        self.lost = -1  # the highest number whose pictures a smaller store had given up
 
     def put(self, obs: Tensor) -> Tensor:
         """Store the pictures of `obs` (B,), and return what is left of it: `state` and `frame`."""
@@ -101,7 +103,8 @@ class Pictures:
 
     def has(self, obs: Tensor) -> Tensor:
         """(B,) bool: whether nothing has taken the place of the pictures of `obs`."""
-        return obs["frame"] > self.newest - self.room  # pyright: ignore[reportArgumentType, reportCallIssue]
+        frame: Any = obs["frame"]  # pyright: ignore[reportArgumentType, reportCallIssue]
+        return frame > (self.newest - self.room).clamp(min=self.lost)
 
     def get(self, obs: Tensor) -> Tensor:
         """`obs` with its pictures."""
@@ -110,11 +113,27 @@ class Pictures:
         return known.update({name: x[slots] for name, x in self.stored.items()})
 
     def state(self) -> dict[str, Tensor]:
-        return {name: x.cpu() for name, x in {"newest": self.newest, **self.stored}.items()}
+        kept = {"newest": self.newest, "lost": torch.tensor(self.lost), **self.stored}
+        return {name: x.cpu() for name, x in kept.items()}
 
     def restore(self, state: dict[str, Tensor], device: torch.device | None = None) -> None:
-        known = {name: x.to(device or x.device) for name, x in state.items()}
-        self.newest, self.stored = known.pop("newest"), known
+        """Back to `state`, which may be another capacity's."""
+        stored = dict(state)
+        newest, self.lost = stored.pop("newest"), int(stored.pop("lost", -1))
+        room = len(next(iter(stored.values())))
+        if room != self.room:
+            self.lost = max(self.lost, int(newest) - room)
+            stored = {name: self._rearranged(x, int(newest), device) for name, x in stored.items()}
+        self.newest = newest.to(device or newest.device)
+        self.stored = {name: x.to(device or x.device) for name, x in stored.items()}
+
+    def _rearranged(self, x: Tensor, newest: int, device: torch.device | None) -> Tensor:
+        """Pictures of another room, each where it belongs in this one."""
+        ours = x.new_zeros((self.room, *x.shape[1:]), device=device)
+        numbers = torch.arange(max(0, newest + 1 - min(len(x), self.room)), newest + 1)
+        for some in numbers.split(4096):
+            ours[some % self.room] = x[some % len(x)].to(ours.device)
+        return ours
 
 
 class NStep:
