@@ -20,12 +20,16 @@ import torch
 from foreign import ACTION, OBS, STEPS, check_contract, episode, played, real, remembers
 
 from policy_decorator import api
+from policy_decorator.base_policies import build
 from policy_decorator.base_policies.checkpoint import parameter_hash, save_policy
 from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
 from policy_decorator.base_policies.networks import parameters_of
 from policy_decorator.base_policies.places import from_place, is_place
+from policy_decorator.base_policies.seeing import CNNConfig, SeeingPolicy
 from policy_decorator.base_policies.served import from_address, served
 from policy_decorator.cli import main
+from policy_decorator.encoders import EncoderConfig
+from policy_decorator.envs.images import together
 from policy_decorator.errors import UserError
 from policy_decorator.memory import ask, session
 from policy_decorator.refine import refine
@@ -365,6 +369,61 @@ def test_openpis_own_client_is_answered(folder: Path) -> None:
         np.testing.assert_allclose(asked(other, obs[1]), begins_with_second, atol=1e-6)
         with pytest.raises(RuntimeError, match=r"an array of shape \(4,\)"):
             asked(other, torch.zeros(5))
+
+
+@pytest.fixture(scope="module")
+def seeing() -> SeeingPolicy:
+    torch.manual_seed(0)
+    shapes = {"rgb": (3, 16, 16), "depth": (1, 16, 16)}
+    policy = build("cnn", 2, 2, CNNConfig(width=8, context=2), shapes=shapes, eyes=EncoderConfig((4, 4), 4, features=8))
+    assert isinstance(policy, SeeingPolicy)
+    return policy.eval()
+
+
+def pictures(*batch: int) -> Any:
+    state, rgb = torch.rand(*batch, 2), torch.randint(256, (*batch, 3, 16, 16), dtype=torch.uint8)
+    depth = torch.randint(3000, (*batch, 1, 16, 16), dtype=torch.int16)
+    return together({"state": state, "rgb": rgb, "depth": depth}, ndim=len(batch))
+
+
+@pytest.fixture(scope="module")
+def seeing_server(seeing: SeeingPolicy) -> Iterator[str]:
+    with in_a_thread(seeing, 2, 2, shapes=seeing.shapes) as address:
+        yield address
+
+
+def test_a_served_policy_that_sees_answers_our_client(seeing: SeeingPolicy, seeing_server: str) -> None:
+    policy, windows = from_address(seeing_server, 2), pictures(3, 2)
+    torch.testing.assert_close(ask(policy, windows), seeing.act(windows))
+    for wrong, said in (
+        (windows["state"], "looks at pictures: windows are a map of state, rgb, depth"),
+        (windows.select("state", "rgb"), r"have to have depth, int16 \(K, To, 1, 16, 16\)"),
+        (windows.clone().set("rgb", windows["rgb"].float()), r"have to have rgb, uint8 \(K, To, 3, 16, 16\)"),
+    ):
+        with pytest.raises(UserError, match=said):
+            ask(from_address(seeing_server, 2), wrong)
+
+
+def test_a_served_policy_that_sees_answers_openpis_clients(seeing: SeeingPolicy, seeing_server: str) -> None:
+    real("msgpack")
+    from openpi_server import packb, unpackb
+    from websockets.sync.client import connect
+
+    frames = pictures(2)
+    parts = {name: x.numpy() for name, x in frames.items()}
+    wanted = seeing.act(torch.stack([frames[[0, 0]], frames[[0, 1]]]))
+    entries: dict[str, Any] = {"observation/state": parts["state"][0].astype(np.float64), "prompt": "reach"}
+    first = entries | {"observation/image": parts["rgb"][0].transpose(1, 2, 0), "far": parts["depth"][0, 0, ..., None]}
+    second = {"state": parts["state"][1], "rgb": parts["rgb"][1], "observation/depth": parts["depth"][1]}
+    second |= {"other/rgb2": parts["rgb"][0]}  # of the same form, with another name
+    with connect(seeing_server, compression=None) as socket:
+        said = unpackb(socket.recv())["policy_decorator"]
+        assert said["shapes"] == {"rgb": [3, 16, 16], "depth": [1, 16, 16]}
+        for message, action in zip((first, second), wanted, strict=True):
+            socket.send(packb(message))
+            np.testing.assert_allclose(unpackb(socket.recv())["actions"], action, atol=1e-6)
+        socket.send(packb({"state": parts["state"][0], "rgb": parts["rgb"][0].astype(np.float32)}))
+        assert "rgb in exactly one entry, uint8 (3, 16, 16) or uint8 (16, 16, 3)" in str(socket.recv())
 
 
 @pytest.mark.slow

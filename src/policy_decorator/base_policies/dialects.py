@@ -19,6 +19,7 @@ SAME = {
     "context": "context",
     "chunk": "chunk",
     "memory": "memory",
+    "shapes": "pictures",
     "parameters": "hash of the parameters",
 }
 """What a server of this package says of its policy, and may not change when it comes back."""

@@ -37,7 +37,7 @@ class Options:
     task: str | None = None
     """Task whose sizes a policy's file has to have; None: the one the folder was made for."""
     entry: str | None = None
-    """Entry of an openpi client's observation that holds it, (Do,); None: the only one of that size."""
+    """Entry of an openpi client's observation that holds its numbers, (Do,); None: the only one of that size."""
     device: str = "cpu"
     """cpu, cuda, or auto."""
     quiet: Switch = False
@@ -65,10 +65,12 @@ def run(options: Options) -> Answer:
     task, device = get_task(name), choose_device(options.device)
     base, refined = load(saved, device, task.action_size)
     sizes = {"obs_size": saved.obs_size or task.obs_size, "action_size": saved.action_size or task.action_size}
+    shapes = saved.shapes or (task.shows.shapes if task.shows else {})
     policy = base if options.base or refined is None else refined
     kind = "refined" if policy is refined else saved.kind
     about = {"policy": kind, "task": task.name, "control_hz": task.control_hz}
-    how: dict[str, Any] = {"entry": options.entry, "device": device, "parameters": lambda: parameters_of(policy)}
+    how: dict[str, Any] = {"entry": options.entry, "device": device, "shapes": shapes}
+    how |= {"parameters": lambda: parameters_of(policy)}
     server = Server(policy, metadata=about, **sizes, **how)
 
     def ready(port: int) -> None:

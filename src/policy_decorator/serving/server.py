@@ -18,19 +18,17 @@ from torch import Tensor
 
 from policy_decorator.errors import MissingExtra, UserError
 from policy_decorator.memory import AnyPolicy, session
+from policy_decorator.serving.observations import Observations, Shapes
 from policy_decorator.serving.wire import OURS, RESET_DONE, pack, unpack
 
 INTERNAL_ERROR = 1011  # RFC 6455
 
 
 class Conversation:
-    """What is known in one connection: the session, and of openpi's clients the frames that the policy looks back on.
+    """What is known in one connection: the session, and an openpi client's frames that the policy looks back on."""
 
-    An observation of theirs is one array (Do,), in the entry `entry` or the only one of that size.
-    """
-
-    def __init__(self, policy: AnyPolicy, obs_size: int, entry: str | None, device: torch.device) -> None:
-        self.asked, self.obs_size, self.entry, self.device = session(policy), obs_size, entry, device
+    def __init__(self, policy: AnyPolicy, observations: Observations) -> None:
+        self.asked, self.observations = session(policy), observations
         self.frames: list[Tensor] = []
 
     def answer(self, message: Any) -> dict[str, Any]:
@@ -45,8 +43,8 @@ class Conversation:
             raise UserError(f"There is no endpoint {endpoint!r}: infer or reset.")
         if "windows" in message:
             rows = torch.from_numpy(np.asarray(message["rows"], dtype=np.int64))
-            return self._infer(self._windows(message["windows"]), rows)
-        self.frames = [*self.frames, self._observation(message)][-self.asked.context :]
+            return self._infer(self.observations.windows(message["windows"]), rows)
+        self.frames = [*self.frames, self.observations.frame(message)][-self.asked.context :]
         missing = self.asked.context - len(self.frames)
         window = torch.stack([self.frames[0]] * missing + self.frames)
         answer = self._infer(window[None], torch.zeros(1, dtype=torch.int64))
@@ -64,36 +62,13 @@ class Conversation:
         self.frames = []
         self.asked.reset(torch.zeros(1, dtype=torch.int64) if rows is None else torch.from_numpy(np.asarray(rows)))
 
-    def _windows(self, windows: Any) -> Any:
-        if not isinstance(windows, dict):
-            return self._checked(torch.from_numpy(windows).to(self.device), 3)
-        from tensordict import TensorDict
-
-        parts = {name: torch.from_numpy(value).to(self.device) for name, value in windows.items()}
-        return TensorDict(parts, batch_size=next(iter(parts.values())).shape[:2], device=self.device)
-
-    def _observation(self, message: Mapping[str, Any]) -> Tensor:
-        arrays = {name: x for name, x in message.items() if isinstance(x, np.ndarray) and x.shape == (self.obs_size,)}
-        if self.entry is not None:
-            arrays = {name: x for name, x in arrays.items() if name == self.entry}
-        if len(arrays) != 1:
-            named = f"in {self.entry!r}" if self.entry else "in exactly one entry"
-            raise UserError(f"An observation has to have an array of shape ({self.obs_size},) {named}.")
-        return self._checked(torch.from_numpy(next(iter(arrays.values()))).to(self.device, torch.float32), 1)
-
-    def _checked(self, seen: Tensor, ndim: int) -> Tensor:
-        if seen.ndim != ndim or seen.shape[-1] != self.obs_size:
-            raise UserError(f"Observations have the size {self.obs_size}, got shape {tuple(seen.shape)}.")
-        if not seen.isfinite().all():
-            raise UserError("The observation is not finite.")
-        return seen
-
 
 class Server:
     """Answers any number of connections, one question at a time, until it is told to `stop`.
 
     `parameters` is a hash of those of the policy, by which clients notice that another one is served; a function is
-    asked for it anew whenever a client connects.
+    asked for it anew whenever a client connects. `shapes` (C, H, W) are those of the pictures that the policy looks at,
+    `entry` is what holds the numbers of an openpi client's observation (see `Observations`).
     """
 
     def __init__(
@@ -103,14 +78,17 @@ class Server:
         obs_size: int,
         action_size: int,
         metadata: Mapping[str, Any] | None = None,
+        shapes: Shapes | None = None,
         entry: str | None = None,
         device: torch.device | None = None,
         parameters: str | Callable[[], str | None] | None = None,
     ) -> None:
         self.policy, self.answers, self.connections = policy, 0, 0
-        self._talk = lambda: Conversation(policy, obs_size, entry, device or torch.device("cpu"))
+        seen = Observations(obs_size, shapes or {}, entry, device or torch.device("cpu"))
+        self._talk = lambda: Conversation(policy, seen)
         sizes = {"context": policy.context, "chunk": int(getattr(policy, "chunk", 1))}
         sizes |= {"obs_size": obs_size, "action_size": action_size, "memory": hasattr(policy, "session")}
+        sizes |= {"shapes": {name: list(shape) for name, shape in (shapes or {}).items()}}
         self._about, self._said, self._parameters = dict(metadata or {}), {"version": 1, **sizes}, parameters
 
     def run(self, host: str, port: int, ready: Callable[[int], None] = lambda port: None) -> None:
