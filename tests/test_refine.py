@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import policy_decorator as package
 from policy_decorator import api, machine
+from policy_decorator import refine as refine_module
 from policy_decorator.base_policies import build
 from policy_decorator.base_policies.checkpoint import parameter_hash, save_policy
 from policy_decorator.base_policies.mlp import MLPConfig
@@ -20,7 +22,7 @@ from policy_decorator.config import RefineConfig, flat
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.demos.record import record_expert
 from policy_decorator.envs.toy import SPEED, TASKS, BiasedController
-from policy_decorator.envs.vector import make_vector
+from policy_decorator.envs.vector import SimulatorVector, make_vector
 from policy_decorator.errors import UserError
 from policy_decorator.evaluation import EPISODES_PER_SEED, TEST, TRAINING, VALIDATION, run_episodes
 from policy_decorator.experiments.presets import settings
@@ -124,6 +126,28 @@ def test_without_a_folder_it_is_the_same_run(tmp_path: Path, make_config: MakeCo
     assert a == b
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_process_is_as_it_was_before(fails: bool, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def multiply() -> None:
+        torch.set_float32_matmul_precision("medium")
+
+    def settings_now() -> tuple[int, str]:
+        return torch.get_num_threads(), torch.get_float32_matmul_precision()
+
+    monkeypatch.setattr(machine, "multiply_with_onednn", multiply)
+    before, inside = settings_now(), []
+
+    class Watching(BiasedController):
+        def act(self, window: Tensor) -> Tensor:
+            inside.append(settings_now())
+            return torch.full((len(window), 1, 2), torch.nan) if fails else super().act(window)
+
+    with pytest.raises(UserError, match="not finite") if fails else nullcontext():
+        refine(make_config(total_steps=160, threads=before[0] + 1), Watching(), force=True)
+    assert set(inside) == {(before[0] + 1, "medium")} != {before}
+    assert settings_now() == before
+
+
 # ---- the base -------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +213,37 @@ class Broken:
 def test_a_base_that_answers_wrongly_is_refused_at_once(how: str, message: str, make_config: MakeConfig) -> None:
     with pytest.raises(UserError, match=message):
         refine(make_config(), Broken(how))
+
+
+@pytest.mark.parametrize("what", ["the base's answer", "the method", "the measurement of threads"])
+def test_environments_are_closed_where_a_run_cannot_begin(
+    what: str, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    class Watched(SimulatorVector):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            opened.append("open")
+
+        def close(self) -> None:
+            super().close()
+            opened.remove("open")
+
+    def failing(*_: Any) -> int:
+        assert opened == ["open", "open"]
+        raise UserError("no")
+
+    config = make_config("toy/reach-gym")
+    if what == "the method":
+        config = replace(config, learn=replace(config.learn, bound="auto"))  # and there are no demonstrations
+    elif what != "the base's answer":
+        monkeypatch.setattr(machine, "fastest_threads", failing)
+        config = replace(config, threads="auto")
+    monkeypatch.setattr(refine_module, "make_vector", lambda task, n, context, **_: Watched(task, n, context=context))
+    with pytest.raises(UserError):
+        refine(config, Broken("nan") if what == "the base's answer" else BiasedController())
+    assert opened == []
 
 
 def test_a_base_that_never_succeeds_is_refused_unless_forced(make_config: MakeConfig, tmp_path: Path) -> None:

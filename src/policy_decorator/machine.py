@@ -4,7 +4,8 @@ import ctypes
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -28,6 +29,17 @@ def use_cpu_well(device: torch.device) -> None:
         multiply_with_onednn()
     elif torch.get_float32_matmul_precision() == ONEDNN:
         torch.set_float32_matmul_precision("highest")
+
+
+@contextmanager
+def as_it_was() -> Iterator[None]:
+    """Threads and the precision of products are the caller's again afterwards."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
 
 
 def keep_freed_memory() -> bool:

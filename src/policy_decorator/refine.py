@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack, closing
 from typing import Any, cast
 
 import numpy as np
@@ -69,14 +70,17 @@ class Refinement:
         if isinstance(cfg.threads, int):
             torch.set_num_threads(cfg.threads)
         randomness.seed_all(cfg.seed)
-        self.eval_env = self._vector(min(cfg.envs, cfg.eval_episodes))
-        self._check_answer()
-        self.run = method.build(cfg.learn, self._problem(demos))
-        self._evaluating_at(getattr(cfg.learn, "evaluate_after", ()))
-        if isinstance(self.run.policy, FineTuned):
-            self.display.say(f"Of the {cfg.method} actor's {trained(self._residual)}")
-        if cfg.threads == "auto" and self.device.type == "cpu":
-            torch.set_num_threads(machine.fastest_threads(self._update_of_a_copy()))
+        with ExitStack() as opened:  # and closed again where anything fails
+            self.eval_env = opened.enter_context(closing(self._vector(min(cfg.envs, cfg.eval_episodes))))
+            self._check_answer()
+            env = opened.enter_context(closing(self._vector(cfg.envs)))
+            self.run = method.build(cfg.learn, self._problem(env, demos))
+            self._evaluating_at(getattr(cfg.learn, "evaluate_after", ()))
+            if isinstance(self.run.policy, FineTuned):
+                self.display.say(f"Of the {cfg.method} actor's {trained(self._residual)}")
+            if cfg.threads == "auto" and self.device.type == "cpu":
+                torch.set_num_threads(machine.fastest_threads(self._update_of_a_copy()))
+            self._opened = opened.pop_all()
         self.best: dict[str, Any] = {"success": -1.0, "step": 0, "actor": None}
         self.eval_env_steps = 0
 
@@ -84,7 +88,7 @@ class Refinement:
         where = {"workers": workers_of(self.cfg), "device": self.device, "simulation": self.cfg.simulation}
         return make_vector(self.task, n, context=self.base.context, chunk=self.chunk, **where)
 
-    def _problem(self, demos: Demonstrations | None) -> Problem:
+    def _problem(self, env: VectorEnv, demos: Demonstrations | None) -> Problem:
         statistics = demonstrated = None
         if demos is not None:
             obs = torch.from_numpy(demos.observations)
@@ -95,7 +99,7 @@ class Refinement:
                 demonstrated = demonstrate(demos, asked, self.device, self.cfg.ends_at_success)
                 self.demo_base_queries = demonstrated.base_queries
         return Problem(
-            env=self._vector(self.cfg.envs),
+            env=env,
             base=self.base,
             obs_size=self.task.obs_size,
             shapes=self.task.shows.shapes if self.task.shows else {},
@@ -349,8 +353,8 @@ class Refinement:
         }
 
     def close(self) -> None:
-        self.eval_env.close()
-        self.run.collector.env.close()
+        """The environments; safe to call twice."""
+        self._opened.close()
 
 
 def refine(
@@ -371,8 +375,7 @@ def refine(
     Raises:
         UserError: unknown names, a base that answers wrongly or never succeeds (unless `force`), a full disk.
     """
-    refinement = Refinement(cfg, base, folder, demos, display)
-    try:
+    with machine.as_it_was(), closing(Refinement(cfg, base, folder, demos, display)) as refinement:
         if resume is None:
             refinement.check_base(force)
         else:
@@ -389,8 +392,6 @@ def refine(
 
             train(cfg.train, refinement.run, log, refinement.evaluate, refinement.save)
         refined, comparison = refinement.compare()
-    finally:
-        refinement.close()
     if folder is not None:
         refined.save(folder.path / "refined")
         folder.write_summary(refined.summary)
