@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from policy_decorator import api
 from policy_decorator.base_policies import build
 from policy_decorator.base_policies.bet import BeTConfig
 from policy_decorator.base_policies.checkpoint import save_policy
@@ -327,3 +328,30 @@ def test_loading_leaves_the_random_state_alone(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     Refined.load(tmp_path)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("given", ["folder", "object"])
+def test_all_networks_of_a_refined_base_go_to_the_learners_device(
+    given: str, tmp_path: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "meta" in the place of a GPU."""
+    refined = _refined(_base("mlp"))
+    refined.save(tmp_path)
+    twice = Refined(
+        DecoratedPolicy(refined.policy, _refined(refined.policy).policy.actor, Residual(0.1, "obs")), TASK, 4
+    )
+    asked: list[Any] = []
+    monkeypatch.setattr(api, "refine", lambda config, base, *_, **__: asked.append(base) or (None, None))
+    api.run(make_config(TASK, device="meta"), tmp_path if given == "folder" else twice)
+    policy: Any = asked[0]
+    parts = [policy.actor, policy.base] if given == "folder" else [policy.actor, policy.base.actor, policy.base.base]
+    for part in parts:
+        assert {x.device.type for x in (*part.parameters(), *part.buffers())} == {"meta"}
+
+
+def test_a_network_of_the_users_stays_where_it_is(
+    make_config: Any, steady: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "refine", lambda *_, **__: (None, None))
+    api.run(make_config(TASK, device="meta"), steady)
+    assert {x.device.type for x in steady.parameters()} == {"cpu"}

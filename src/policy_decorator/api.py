@@ -8,8 +8,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from torch import nn
-
 from policy_decorator import snapshot
 from policy_decorator.base_policies.checkpoint import save_policy
 from policy_decorator.base_policies.imitate import Imitator
@@ -24,7 +22,7 @@ from policy_decorator.limits import check_numbers
 from policy_decorator.memory import AnyPolicy
 from policy_decorator.progress import Bars, Display, Silent
 from policy_decorator.refine import refine
-from policy_decorator.refined import Refined, kind_of, load, saveable
+from policy_decorator.refined import Refined, kind_of, load, saveable, to_device
 from policy_decorator.reports.html import write_report
 from policy_decorator.runlog import CHECKPOINT, RunFolder
 from policy_decorator.showcase import film
@@ -120,8 +118,7 @@ def run(
     if not resume:
         config = resolved(config, display)
     base = load(policy, task.action_size, device_of(config))
-    if saveable(base):
-        cast(nn.Module, base).to(device_of(config))  # a policy of the user's stays where it is
+    to_device(base, device_of(config))
     demos = None if demos is None else gathered(demos)
     if demos is not None:
         check(demos, task)

@@ -17,7 +17,7 @@ from policy_decorator.base_policies.checkpoint import CARD, load_policy, policy_
 from policy_decorator.base_policies.external import as_policy
 from policy_decorator.base_policies.imitate import Imitator
 from policy_decorator.base_policies.places import from_place, is_place
-from policy_decorator.chunks import step_by_step, unqueued
+from policy_decorator.chunks import ChunkQueue, step_by_step, unqueued
 from policy_decorator.decorator import DecoratedPolicy, Residual
 from policy_decorator.disk import atomic_bytes, atomic_json, disk_errors, from_json, read_json
 from policy_decorator.encoders import Encoder, EncoderConfig, Shapes
@@ -212,6 +212,18 @@ def load(policy: Any, action_size: int, device: torch.device | None = None) -> A
             return Refined.load(folder).policy  # decorators stack
         return load_policy(folder)
     return policy.policy if isinstance(policy, Refined) else as_policy(policy, action_size)
+
+
+def to_device(policy: AnyPolicy, device: torch.device) -> None:
+    """Move the networks of this package, those inside a refined policy too. A user's own stay where they are."""
+    if isinstance(policy, DecoratedPolicy):
+        to_device(policy.base, device)
+        if isinstance(policy.actor, torch.nn.Module):
+            policy.actor.to(device)
+    elif isinstance(policy, ChunkQueue):
+        to_device(policy.base, device)
+    elif saveable(policy):
+        cast(torch.nn.Module, policy).to(device)
 
 
 def _untrained(card: dict[str, Any], shapes: Shapes, base: Any) -> tuple[Any, Composition]:

@@ -8,13 +8,12 @@ import torch
 
 from policy_decorator.base_policies.checkpoint import load_policy, policy_card
 from policy_decorator.base_policies.places import from_place, is_place
-from policy_decorator.chunks import unqueued
 from policy_decorator.disk import read_json
 from policy_decorator.envs.task import Task
 from policy_decorator.errors import UserError
 from policy_decorator.memory import AnyPolicy
 from policy_decorator.progress import Display
-from policy_decorator.refined import Refined
+from policy_decorator.refined import Refined, to_device
 
 
 @dataclass(frozen=True)
@@ -90,9 +89,7 @@ def load(saved: Saved, device: torch.device, action_size: int | None = None) -> 
         policy.to(device)
         return policy, None
     decorated = Refined.load(saved.folder, policy=_outside(saved, device)).policy
-    for part in (unqueued(decorated.base), decorated.actor):
-        if isinstance(part, torch.nn.Module):
-            part.to(device)
+    to_device(decorated, device)
     return decorated.base, decorated
 
 
