@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from policy_decorator import api, machine
+from policy_decorator import api, hardware, machine
 from policy_decorator.bench import measure
 from policy_decorator.config import RefineConfig
 from policy_decorator.errors import UserError
-from policy_decorator.hardware import name_of, resolved, workers_of
+from policy_decorator.hardware import name_of, resolved, used, workers_of
 from policy_decorator.progress import Silent
+from policy_decorator.rl.captured import Captured
+from policy_decorator.rl.compiled import Compiled
 from policy_decorator.rl.nets import NetConfig
 from policy_decorator.runlog import RunFolder
 from tests.conftest import SteadyController
@@ -98,6 +100,42 @@ def test_a_run_records_what_auto_meant_and_is_resumed_with_it(
     longer = replace(config, train=replace(config.train, total_steps=500))
     api.run(longer, steady, out=tmp_path / "run", resume=True)
     assert RunFolder.open(tmp_path / "run").config()["learn"]["nets"]["precision"] == "bfloat16"
+
+
+@pytest.mark.usefixtures("unreported")
+@pytest.mark.filterwarnings("ignore:torch.compile failed")
+@pytest.mark.parametrize(
+    ("learner", "fails", "compiled"), [("sac", False, True), ("sac", True, False), ("ppo", False, False)]
+)
+def test_a_summary_says_whether_updates_were_compiled(
+    learner: Any, fails: bool, compiled: bool, tmp_path: Path, make_config: MakeConfig, steady: SteadyController,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from torch._dynamo.exc import TorchDynamoException
+
+    def stand_in(step: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        def graph(*given: Any) -> Any:
+            if fails:
+                raise TorchDynamoException("not this one")
+            return step(*given)
+
+        return graph
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    monkeypatch.setattr(hardware, "can_compile", lambda: True)
+    config = make_config(total_steps=200, compile="on")
+    if learner == "ppo":
+        config = replace(config, learn=replace(config.learn, learner="ppo", n_step=1, base_only_warmup=True))
+    assert api.run(config, steady, out=tmp_path / "run").summary["compiled"] is compiled
+    again = api.run(config, steady, out=tmp_path / "run", resume=True)  # at its end: nothing is left to learn
+    assert (again.summary["compiled"], again.summary["cuda_graphs"]) == (compiled, False)
+
+
+@pytest.mark.parametrize("recorded", [{}, {True: "a graph"}])
+def test_what_is_replayed_may_be_compiled_too(recorded: dict[bool, Any]) -> None:
+    compiled, captured = Compiled.__new__(Compiled), Captured.__new__(Captured)
+    compiled.works, captured.recorded, captured.step = {True: True}, recorded, compiled.step
+    assert used([captured, None]) == {"compiled": True, "cuda_graphs": bool(recorded)}
 
 
 def test_workers_are_one_per_core(make_config: MakeConfig) -> None:

@@ -1,7 +1,7 @@
 """What a run uses of the machine it is on: device, number format, compilation, CUDA graphs, simulator processes."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -12,7 +12,8 @@ from policy_decorator.envs import get_task
 from policy_decorator.envs.vector import simulated_on
 from policy_decorator.errors import UserError
 from policy_decorator.progress import Display
-from policy_decorator.rl.compiled import WORTH_IT, can_compile
+from policy_decorator.rl.captured import Captured
+from policy_decorator.rl.compiled import WORTH_IT, Compiled, can_compile
 
 
 def choose_device(name: str) -> torch.device:
@@ -88,6 +89,16 @@ def compiles(cfg: RefineConfig) -> bool:
         raise UserError(f"torch {torch.__version__} cannot compile updates: take a newer one, or leave out compile.")
     worth_it = (cfg.train.total_steps - cfg.train.warmup_steps) * cfg.train.updates_per_step >= WORTH_IT
     return cfg.compile == "on" or (cfg.compile == "auto" and worth_it and can_compile())
+
+
+def used(updates: Iterable[object]) -> dict[str, bool]:
+    """Whether ways of updating (`Run.update`) were compiled and replayed from CUDA graphs, as it turned out."""
+    compiled = graphs = False
+    for update in updates:
+        graphs |= isinstance(update, Captured) and bool(update.recorded)
+        inner = getattr(update.step, "__self__", None) if isinstance(update, Captured) else update
+        compiled |= isinstance(inner, Compiled) and bool(inner.works) and all(inner.works.values())
+    return {"compiled": compiled, "cuda_graphs": graphs}
 
 
 def workers_of(cfg: RefineConfig) -> int:

@@ -32,7 +32,7 @@ from policy_decorator.evaluation import (
     Recorded,
     run_episodes,
 )
-from policy_decorator.hardware import compiles, device_of, name_of, place_of, uses_cuda_graphs, workers_of
+from policy_decorator.hardware import compiles, device_of, name_of, place_of, used, uses_cuda_graphs, workers_of
 from policy_decorator.memory import AnyPolicy, ask, session
 from policy_decorator.methods import METHODS, Problem
 from policy_decorator.methods.alone import Nobody
@@ -60,7 +60,8 @@ class Refinement:
         self.base = step_by_step(base) if cfg.decide == "step" else base
         method = lookup("method", cfg.method, METHODS)
         self.task = get_task(cfg.task).with_episodes(cfg.max_steps, cfg.ends_at_success)
-        self.device, self.compiled, self.cuda_graphs = device_of(cfg), compiles(cfg), uses_cuda_graphs(cfg)
+        self.device = device_of(cfg)
+        self.wanted = {"compiled": compiles(cfg), "cuda_graphs": uses_cuda_graphs(cfg)}
         self.place = place_of(cfg)
         self.chunk = chunk_of(self.base)
         self.hash_before = parameters_of(base)
@@ -75,6 +76,7 @@ class Refinement:
             self._check_answer()
             env = opened.enter_context(closing(self._vector(cfg.envs)))
             self.run = method.build(cfg.learn, self._problem(env, demos))
+            self.updates = [self.run.update, self.run.offline and self.run.offline.update]
             self._evaluating_at(getattr(cfg.learn, "evaluate_after", ()))
             if isinstance(self.run.policy, FineTuned):
                 self.display.say(f"Of the {cfg.method} actor's {trained(self._residual)}")
@@ -83,6 +85,7 @@ class Refinement:
             self._opened = opened.pop_all()
         self.best: dict[str, Any] = {"success": -1.0, "step": 0, "actor": None}
         self.eval_env_steps = 0
+        self.used_before: dict[str, bool] = {}
 
     def _vector(self, n: int) -> VectorEnv:
         where = {"workers": workers_of(self.cfg), "device": self.device, "simulation": self.cfg.simulation}
@@ -109,8 +112,7 @@ class Refinement:
             evaluations=-(-self.cfg.train.total_steps // self.cfg.train.eval_every),
             seed=TRAINING + self.cfg.seed * EPISODES_PER_SEED,
             device=self.device,
-            compiled=self.compiled,
-            cuda_graphs=self.cuda_graphs,
+            **self.wanted,
             obs_statistics=statistics,
             demonstrated=demonstrated,
         )
@@ -266,6 +268,10 @@ class Refinement:
     def _facts(self) -> dict[str, int]:
         return self.run.facts() if self.run.facts else {}
 
+    def _used(self) -> dict[str, bool]:
+        """Whether updates were compiled and replayed from CUDA graphs, here or before a resume."""
+        return {name: here or self.used_before.get(name, False) for name, here in used(self.updates).items()}
+
     def _epsilon(self) -> float:
         epsilon = getattr(self.run.collector.gate, "epsilon", None)
         return epsilon(self.run.collector.step) if epsilon else 1.0
@@ -273,7 +279,7 @@ class Refinement:
     def save(self) -> None:
         if self.folder is not None:
             own = {"best": self.best, "eval_env_steps": self.eval_env_steps, "place": self.place}
-            own |= {"base_parameters": self.hash_before}
+            own |= {"base_parameters": self.hash_before, "used": self._used()}
             state = snapshot.capture(self.run) | own
             snapshot.write(self.folder.path / CHECKPOINT, state)
 
@@ -285,6 +291,7 @@ class Refinement:
         if not snapshot.remembers(state):
             self.display.say("What the base policy remembered could not be saved: its episodes begin anew.")
         self.best, self.eval_env_steps = state["best"], state["eval_env_steps"]
+        self.used_before = state.get("used", {})
         if self.folder is not None:
             self.folder.rewind(self.run.collector.step, self._offline_updates)
             self.folder.atomic_json("config.json", self.cfg)  # with its larger budget, where it was given one
@@ -340,8 +347,7 @@ class Refinement:
             "eval_env_steps": self.eval_env_steps,
             "device": name_of(self.device),
             "simulation": self.place["simulation"],
-            "compiled": self.compiled,
-            "cuda_graphs": self.cuda_graphs,
+            **self._used(),
             "threads": torch.get_num_threads(),
             "wall_seconds": round(self.folder.wall_seconds, 1) if self.folder else None,
             "bound": getattr(self.run.collector.composition, "bound", None),
