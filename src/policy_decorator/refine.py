@@ -105,7 +105,7 @@ class Refinement:
             env=env,
             base=self.base,
             obs_size=self.task.obs_size,
-            shapes=self.task.shows.shapes if self.task.shows else {},
+            shapes=self.task.shapes,
             chunk=(self.chunk, self.task.action_size),
             capacity=self.cfg.replay_capacity or self.cfg.train.total_steps + self.cfg.envs,
             warmup_steps=self.cfg.train.warmup_steps,
@@ -312,8 +312,7 @@ class Refinement:
         trained: Any = self._residual
         actor = trained.merged() if hasattr(trained, "merged") else copy.deepcopy(trained)
         actor.requires_grad_(False)
-        shapes = self.task.shows.shapes if self.task.shows else {}
-        known = {"task": self.task.name, "obs_size": self.task.obs_size, "summary": summary, "shapes": shapes}
+        known = {"task": self.task.name, "obs_size": self.task.obs_size, "summary": summary, "shapes": self.task.shapes}
         return Refined(dataclasses.replace(policy, actor=actor), **known), comparison
 
     def _play(self, policy: AnyPolicy, name: str) -> Played:

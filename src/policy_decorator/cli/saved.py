@@ -61,10 +61,10 @@ def check_fits(saved: Saved, task: Task, display: Display) -> None:
     """Refuses, with a UserError, a policy of other sizes or pictures; warns of one made for another task."""
     if saved.place is not None:
         return  # the adapter looks at that, as soon as it is asked
-    if saved.shapes != (shown := task.shows.shapes if task.shows else {}):
+    if saved.shapes != task.shapes:
         raise UserError(
             f"The policy in {saved.folder} looks at {saved.shapes or 'no pictures'}, {task.name} shows "
-            f"{shown or 'none'} (channels, height, width)."
+            f"{task.shapes or 'none'} (channels, height, width)."
         )
     theirs, ours = (saved.obs_size, saved.action_size), (task.obs_size, task.action_size)
     if theirs != ours:

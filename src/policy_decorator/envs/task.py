@@ -117,6 +117,11 @@ class Task:
     points: dict[str, tuple[int, int, int]] | None = None
     """Where named points (gripper, object, goal) stand in the observation: drawn where nothing can be rendered."""
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, int, int]]:
+        """(C, H, W) of the pictures that it shows beside a state; empty where it shows none."""
+        return self.shows.shapes if self.shows else {}
+
     def with_episodes(self, max_steps: int | None = None, ends_at_success: bool | None = None) -> "Task":
         """The same task with another time limit, or episodes that end otherwise; None leaves the task's own."""
         given = {"max_steps": max_steps, "ends_at_success": ends_at_success}
