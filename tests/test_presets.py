@@ -11,7 +11,8 @@ from policy_decorator.base_policies import build
 from policy_decorator.base_policies.bet import BeTConfig
 from policy_decorator.base_policies.checkpoint import save_policy
 from policy_decorator.envs import TASKS
-from policy_decorator.experiments.presets import settings, unlisted
+from policy_decorator.experiments.presets import TABLE_8, settings, unlisted
+from policy_decorator.train import TrainConfig
 
 
 @pytest.mark.parametrize("kind", ["bet", "diffusion", "mlp"])
@@ -46,6 +47,38 @@ def test_what_table_8_does_not_give_is_said() -> None:
     assert unlisted("quick", settings("quick", "adroit/door", kind="mlp"), "mlp") is None
     half = unlisted("paper", settings("paper", "adroit/door", kind="mlp", bound=0.2), "mlp")
     assert half == "Table 8 of the paper has no numbers for adroit/door and a base policy mlp: taking horizon 100,000."
+    door = unlisted("paper", settings("paper", "adroit/door", kind="diffusion"), "diffusion")
+    assert door is not None
+    assert door.endswith("base policy diffusion: taking bound 0.1 and horizon 400,000.")
     given = settings("paper", "adroit/door", kind="mlp", bound=0.2, horizon=5_000)
     assert unlisted("paper", given, "mlp") is None
     assert unlisted("paper", settings("paper", "adroit/door", kind="mlp", method="residual-rl"), "mlp") is None
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "horizon", "total"),
+    [
+        ("maniskill/stack-cube", "bet", 1_000_000, 3_000_000),
+        ("maniskill/peg-insertion-side", "bet", 8_000_000, 10_000_000),
+        ("maniskill/push-chair", "bet", 4_000_000, 6_000_000),
+        ("maniskill/peg-insertion-side", "diffusion", 4 * 30_000, 4 * 4_000_000),
+        ("maniskill/push-chair", "diffusion", 4 * 300_000, 4 * 2_000_000),
+        ("adroit/relocate", "diffusion", 4 * 300_000, 4 * 3_000_000),
+    ],
+)
+def test_horizon_and_budget_are_those_of_the_released_commands(task: str, kind: str, horizon: int, total: int) -> None:
+    """Environment steps, while the released code counts decisions of 4 steps for a Diffusion Policy."""
+    config = settings("paper", task, kind=kind)
+    assert (config.learn.horizon, config.train.total_steps) == (horizon, total)  # pyright: ignore
+    per_decision = 4 if kind == "diffusion" else 1
+    train, as_written = config.train, TrainConfig()
+    for name in ("warmup_steps", "steps_per_round", "eval_every", "save_every"):
+        assert getattr(train, name) == per_decision * getattr(as_written, name)
+    assert train.updates_per_step * train.steps_per_round == 16
+    assert config.replay_capacity == (total // 4 if kind == "diffusion" else None)
+
+
+@pytest.mark.parametrize(("task", "kind"), sorted(TABLE_8))
+def test_epsilon_comes_to_1_within_the_budget(task: str, kind: str) -> None:
+    config = settings("paper", task, kind=kind)
+    assert config.learn.horizon < config.train.total_steps  # pyright: ignore

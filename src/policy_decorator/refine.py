@@ -101,13 +101,14 @@ class Refinement:
                 asked = self.base if self.cfg.learn.asks_about_demonstrations else nobody
                 demonstrated = demonstrate(demos, asked, self.device, self.cfg.ends_at_success)
                 self.demo_base_queries = demonstrated.base_queries
+        most = self.cfg.train.total_steps + self.cfg.envs
         return Problem(
             env=env,
             base=self.base,
             obs_size=self.task.obs_size,
             shapes=self.task.shapes,
             chunk=(self.chunk, self.task.action_size),
-            capacity=self.cfg.replay_capacity or self.cfg.train.total_steps + self.cfg.envs,
+            capacity=min(self.cfg.replay_capacity or most, most),
             warmup_steps=self.cfg.train.warmup_steps,
             evaluations=-(-self.cfg.train.total_steps // self.cfg.train.eval_every),
             seed=TRAINING + self.cfg.seed * EPISODES_PER_SEED,
