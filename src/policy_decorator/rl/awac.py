@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from policy_decorator.rl.bellman import Updating, bootstrapped, regression
 from policy_decorator.rl.descent import Descent, follow
 from policy_decorator.rl.ensemble import smallest
 from policy_decorator.rl.settings import SACConfig
@@ -30,7 +31,7 @@ class AWACConfig:
 
 
 @dataclass
-class AWAC:
+class AWAC(Updating):
     """Everything that learns."""
 
     actor: BoundedGaussian
@@ -54,9 +55,9 @@ class AWAC:
             value = smallest(
                 self.target(b.next_obs, self.composition.critic_action(b.next_base, raw)), self.cfg.critic_subset
             )
-            goal = b.reward + self.cfg.gamma**b.decisions * (1 - b.terminated) * value
+            goal = bootstrapped(b, self.cfg.gamma, value)
         q = self.critic(b.obs, self.composition.critic_action(b.base, b.raw))
-        return ((q - goal) ** 2).mean(dim=1).sum(), q.detach()
+        return regression(q, goal), q.detach()
 
     @torch.no_grad()
     def advantage(self, b: Transition) -> Tensor:
@@ -70,11 +71,6 @@ class AWAC:
         weight = weights(self.advantage(b), 1 / self.awac.advantage_temperature, self.awac.most_weight)
         seen = self.composition.actor_input(b.obs, b.base)
         return weighted_likelihood(self.actor, seen, b.raw, weight), weight
-
-    def update(self, b: Transition) -> dict[str, Tensor]:
-        """One gradient step of each loss."""
-        self.updates += 1
-        return self.step(b, self.updates % self.cfg.actor_every == 0)
 
     def step(self, b: Transition, with_actor: bool) -> dict[str, Tensor]:
         """As `SAC.step`."""

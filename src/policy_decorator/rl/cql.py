@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from policy_decorator.rl.bellman import bootstrapped
 from policy_decorator.rl.demonstrations import Demonstrated, transitions
 from policy_decorator.rl.ensemble import smallest
 from policy_decorator.rl.sac import SAC
@@ -67,7 +68,7 @@ class Conservative(SAC):
         raw, _ = self.actor(seen.repeat(n, 1))
         action = self.composition.critic_action(b.next_base.repeat(n, 1, 1), raw)
         value = smallest(self.target(b.next_obs.repeat(n, 1), action), self.cfg.critic_subset).view(n, -1)
-        return b.reward + self.cfg.gamma**b.decisions * (1 - b.terminated) * value.max(dim=0).values
+        return bootstrapped(b, self.cfg.gamma, value.max(dim=0).values)
 
     @torch.no_grad()
     def proposals(self, b: Transition) -> tuple[Tensor, Tensor]:

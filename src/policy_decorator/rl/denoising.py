@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from policy_decorator.errors import UserError
+from policy_decorator.rl.windows import unflattened
 
 LOWEST, HIGHEST = -5.0, 2.0
 """Range of the log-density of one number of an action (DPPO's code)."""
@@ -106,7 +107,7 @@ class Denoising:
 
     def condition(self, seen: Tensor) -> Tensor:
         """(N, To * Do) -> (N, C)."""
-        return self.policy.condition(seen.unflatten(-1, (-1, self.obs_size)))
+        return self.policy.condition(unflattened(seen, self.obs_size))
 
     def fresh_noise(self, seen: Tensor) -> Tensor:
         """Of x^K and of every step, (B, (K + 1) * Th * Da)."""

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from policy_decorator.errors import UserError
+from policy_decorator.rl.bellman import Updating, bootstrapped, regression
 from policy_decorator.rl.descent import Descent, follow
 from policy_decorator.rl.ensemble import smallest
 from policy_decorator.rl.lora import Adapted, LoRAConfig
 from policy_decorator.rl.replay import NStep, Replay
 from policy_decorator.rl.settings import SACConfig
+from policy_decorator.rl.windows import unflattened
 from policy_decorator.types import Transition
 
 ADAM_EPS = 1e-5
@@ -72,7 +74,7 @@ class SequenceActor(Adapted):
     def sequence(self, seen: Tensor, noise: Tensor | None = None) -> Tensor:
         """(B, To * Do) -> (B, Th, Da) in [-1, 1], all that is predicted."""
         noise = self.fresh_noise(seen) if noise is None else noise
-        condition = self.policy.condition(self._window(seen))
+        condition = self.policy.condition(unflattened(seen, self.obs_size))
         return self.policy.denoise(noise.unflatten(-1, self.sequence_shape), condition).clamp(-1, 1)
 
     def fresh_noise(self, seen: Tensor) -> Tensor:
@@ -85,10 +87,7 @@ class SequenceActor(Adapted):
 
     def loss(self, seen: Tensor, sequence: Tensor) -> Tensor:
         """The Diffusion Policy's on (B, To * Do), (B, Th, Da) -> ()."""
-        return self.policy.loss(self._window(seen), sequence)
-
-    def _window(self, seen: Tensor) -> Tensor:
-        return seen.unflatten(-1, (-1, self.obs_size))
+        return self.policy.loss(unflattened(seen, self.obs_size), sequence)
 
 
 class Predictions(NStep):
@@ -104,7 +103,7 @@ class Predictions(NStep):
 
 
 @dataclass
-class DIPO:
+class DIPO(Updating):
     """Policy and critics, each with a target and an optimiser."""
 
     actor: SequenceActor
@@ -127,9 +126,9 @@ class DIPO:
         with torch.no_grad():
             following = self.target(b.next_obs, self.target_actor.mode(b.next_obs))
             value = smallest(following, self.cfg.critic_subset)
-            goal = b.reward + self.cfg.gamma**b.decisions * (1 - b.terminated) * value
+            goal = bootstrapped(b, self.cfg.gamma, value)
         q = self.critic(b.obs, b.raw)
-        return ((q - goal) ** 2).mean(dim=1).sum(), q.detach()
+        return regression(q, goal), q.detach()
 
     def improved(self, seen: Tensor, sequence: Tensor) -> Tensor:
         """(B, To * Do), (B, Th, Da) -> the sequences, with better actions where they were executed."""
@@ -144,11 +143,6 @@ class DIPO:
         better = sequence.clone()
         self.actor.executed(better).copy_(action.detach())
         return better
-
-    def update(self, b: Transition) -> dict[str, Tensor]:
-        """One gradient step of the critics and, at every `actor_every`th, of improved actions and the policy."""
-        self.updates += 1
-        return self.step(b, self.updates % self.cfg.actor_every == 0)
 
     def step(self, b: Transition, with_actor: bool) -> dict[str, Tensor]:
         """All of an update that is done with tensors."""

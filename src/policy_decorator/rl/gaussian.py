@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from policy_decorator.rl.ppo import PPO
+from policy_decorator.rl.windows import unflattened
 from policy_decorator.types import Transition
 
 
@@ -30,7 +31,7 @@ class GaussianActor(nn.Module):
     def distribution(self, seen: Tensor) -> Independent:
         """Of actions (B, Ta * Da)."""
         policy: Any = self.policy
-        mean = policy.means(seen.unflatten(-1, (-1, self.obs_size)), newest_only=True).flatten(1)
+        mean = policy.means(unflattened(seen, self.obs_size), newest_only=True).flatten(1)
         return Independent(Normal(mean, self.log_std.exp().expand_as(mean), validate_args=False), 1)
 
     def forward(self, seen: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:

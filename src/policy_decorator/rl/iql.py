@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from policy_decorator.rl.bellman import Updating, bootstrapped, regression
 from policy_decorator.rl.descent import Descent, follow
 from policy_decorator.rl.ensemble import smallest
 from policy_decorator.rl.settings import SACConfig
@@ -36,7 +37,7 @@ def expectile_loss(u: Tensor, expectile: float) -> Tensor:
 
 
 @dataclass
-class IQL:
+class IQL(Updating):
     """Everything that learns. `value` is asked for (B, Do) and actions of no size, (B, 0)."""
 
     actor: BoundedGaussian
@@ -70,9 +71,9 @@ class IQL:
     def critic_loss(self, b: Transition) -> tuple[Tensor, Tensor]:
         """Also returns Q (n_critics, B)."""
         with torch.no_grad():
-            goal = b.reward + self.cfg.gamma**b.decisions * (1 - b.terminated) * self.v(b.next_obs)
+            goal = bootstrapped(b, self.cfg.gamma, self.v(b.next_obs))
         q = self.critic(b.obs, self.composition.critic_action(b.base, b.raw))
-        return ((q - goal) ** 2).mean(dim=1).sum(), q.detach()
+        return regression(q, goal), q.detach()
 
     def actor_loss(self, b: Transition) -> tuple[Tensor, Tensor]:
         """Also returns the weights (B,)."""
@@ -81,11 +82,6 @@ class IQL:
         weight = weights(advantage, self.iql.advantage_sharpness, self.iql.most_weight)
         seen = self.composition.actor_input(b.obs, b.base)
         return weighted_likelihood(self.actor, seen, b.raw, weight), weight
-
-    def update(self, b: Transition) -> dict[str, Tensor]:
-        """One gradient step of each loss."""
-        self.updates += 1
-        return self.step(b, self.updates % self.cfg.actor_every == 0)
 
     def step(self, b: Transition, with_actor: bool) -> dict[str, Tensor]:
         """In the released code's order: V, then what is weighted and regressed with it."""

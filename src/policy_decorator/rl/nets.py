@@ -119,11 +119,15 @@ class TanhGaussian(nn.Module):
         return self.gaussian(seen)[0].tanh().unflatten(-1, self.chunk_shape)
 
 
+def log_normal(noise: Tensor, log_std: Tensor) -> Tensor:
+    """log-density, elementwise, of what lies `noise` standard deviations from a Gaussian's mean."""
+    return -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
+
+
 def squashed_density(u: Tensor, noise: Tensor, log_std: Tensor) -> Tensor:
     """log-density (B,) of tanh(u), where u (B, n) lies `noise` standard deviations from a Gaussian's mean."""
-    gaussian = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
     squash = 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))  # log(1 - tanh(u)^2), without overflow
-    return (gaussian - squash).sum(-1)
+    return (log_normal(noise, log_std) - squash).sum(-1)
 
 
 class Critics(nn.Module):

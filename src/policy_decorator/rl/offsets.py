@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from policy_decorator.rl.lora import Adapted, LoRAConfig
 from policy_decorator.rl.nets import NetConfig, squashed_density
 from policy_decorator.rl.sac import SAC
+from policy_decorator.rl.windows import unflattened
 from policy_decorator.types import Transition
 
 
@@ -37,7 +38,7 @@ class OffsetActor(Adapted):
 
     def forward(self, seen: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, To * Do) -> a sample (B, 1, Da), not clipped, and its log-density (B,)."""
-        features = self.policy.features(self._window(seen), dropout=True)  # (B, G)
+        features = self.policy.features(unflattened(seen, self.obs_size), dropout=True)  # (B, G)
         centre, offset = self.policy.choice(features)
         log_std = self.low + 0.5 * (self.high - self.low) * (torch.tanh(self.spread(features)) + 1)
         noise = self.fresh_noise(seen) if noise is None else noise
@@ -56,10 +57,7 @@ class OffsetActor(Adapted):
 
     def mode(self, seen: Tensor) -> Tensor:
         """(B, To * Do) -> the policy's own action (B, 1, Da), not clipped."""
-        return self.policy.means(self._window(seen), newest_only=True)
-
-    def _window(self, seen: Tensor) -> Tensor:
-        return seen.unflatten(-1, (-1, self.obs_size))
+        return self.policy.means(unflattened(seen, self.obs_size), newest_only=True)
 
 
 @dataclass

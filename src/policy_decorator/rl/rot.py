@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from policy_decorator.rl.descent import penalised
 from policy_decorator.rl.ensemble import combined, smallest
-from policy_decorator.rl.nets import NetConfig, Standardize
+from policy_decorator.rl.nets import NetConfig, Standardize, log_normal
 from policy_decorator.rl.sac import SAC
 from policy_decorator.rl.stacked import StackedMLP
+from policy_decorator.rl.windows import unflattened
 from policy_decorator.types import Transition
 
 
@@ -50,20 +51,17 @@ class WindowActor(nn.Module):
         Gradients pass the clipping of the noise as if there were none, as in ROT's code, whose mean is a tanh. Here the
         mean is clipped for good: an answer beyond the limits would be driven further and further out, for nothing.
         """
-        mean = self.answers.means(seen.unflatten(-1, (-1, self.obs_size)))[:, -1].clamp(-1, 1)  # (B, Da)
+        mean = self.answers.means(unflattened(seen, self.obs_size))[:, -1].clamp(-1, 1)  # (B, Da)
         noise = self.fresh_noise(seen) if noise is None else noise
         u = mean + self.log_std.exp() * noise
         raw = u + (u.clamp(-1, 1) - u).detach()
-        return raw.unflatten(-1, self.chunk_shape), self._density(noise)
-
-    def _density(self, noise: Tensor) -> Tensor:
-        """log N of what lies `noise` (..., Da) standard deviations away: (...)."""
-        return (-0.5 * noise**2 - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+        return raw.unflatten(-1, self.chunk_shape), log_normal(noise, self.log_std).sum(-1)
 
     def log_density(self, window: Tensor, actions: Tensor) -> Tensor:
         """(B, To, Do), (B, To, Da) -> (B,), the mean over the frames for which the policy answers."""
         mean = self.answers.means(window, actions)  # (B, T, Da)
-        return self._density((actions[:, -mean.shape[1] :] - mean) / self.log_std.exp()).mean(-1)
+        noise = (actions[:, -mean.shape[1] :] - mean) / self.log_std.exp()
+        return log_normal(noise, self.log_std).sum(-1).mean(-1)
 
     def fresh_noise(self, seen: Tensor) -> Tensor:
         """Standard normal, (B, Da)."""
@@ -72,7 +70,7 @@ class WindowActor(nn.Module):
     @torch.no_grad()
     def mode(self, seen: Tensor) -> Tensor:
         """(B, To * Do) -> the policy's own action (B, 1, Da)."""
-        return self.act(seen.unflatten(-1, (-1, self.obs_size)))
+        return self.act(unflattened(seen, self.obs_size))
 
     def act(self, window: Tensor) -> Tensor:
         """(B, To, Do) -> (B, 1, Da)."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from policy_decorator.rl.bellman import Updating, bootstrapped, regression
 from policy_decorator.rl.descent import Descent, follow, penalised
 from policy_decorator.rl.ensemble import combined, smallest
 from policy_decorator.rl.selection import Selection
@@ -17,7 +18,7 @@ from policy_decorator.types import Composition, Transition
 
 
 @dataclass
-class SAC:
+class SAC(Updating):
     """Everything that learns, and nothing else."""
 
     actor: nn.Module  # what it sees (B, *) -> raw (B, Ta, Da), log-probability (B,)
@@ -49,9 +50,9 @@ class SAC:
                 raw, log_prob = self.selection(self.target, b.next_obs, b.next_base, raw[None], log_prob[None])
             q = self.target(b.next_obs, self.composition.critic_action(b.next_base, raw))
             value = smallest(q, self.cfg.critic_subset) - self.temperature * log_prob * self.cfg.entropy_in_backup
-            goal = b.reward + self.cfg.gamma**b.decisions * (1 - b.terminated) * value
+            goal = bootstrapped(b, self.cfg.gamma, value)
         q = self.critic(b.obs, self.composition.critic_action(b.base, b.raw))
-        return ((q - goal) ** 2).mean(dim=1).sum(), q.detach()
+        return regression(q, goal), q.detach()
 
     def actor_loss(self, b: Transition) -> tuple[Tensor, Tensor]:
         """Eq. 7; also returns the log-probabilities for the temperature."""
@@ -62,11 +63,6 @@ class SAC:
     def temperature_loss(self, log_prob: Tensor) -> Tensor:
         """Eq. 18 on log alpha, as the released code."""
         return -(self.log_temperature * (log_prob + self.cfg.target_entropy * self.action_size)).mean()
-
-    def update(self, b: Transition) -> dict[str, Tensor]:
-        """One gradient step of each loss."""
-        self.updates += 1
-        return self.step(b, self.updates % self.cfg.actor_every == 0)
 
     def step(self, b: Transition, with_actor: bool) -> dict[str, Tensor]:
         """All of an update that is done with tensors; `rl.compiled` and `rl.captured` run it in other ways."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from policy_decorator.rl.bellman import Updating, bootstrapped, regression
 from policy_decorator.rl.descent import Descent, follow, penalised
 from policy_decorator.rl.ensemble import combined, smallest
 from policy_decorator.rl.nets import TanhGaussian
@@ -55,7 +56,7 @@ class Noisy:
 
 
 @dataclass
-class TD3:
+class TD3(Updating):
     """Everything that learns. Of the actor only the mean is used; its standard deviation is not learned."""
 
     actor: TanhGaussian
@@ -85,20 +86,15 @@ class TD3:
                 none = raw.new_zeros(1, len(raw))
                 raw, _ = self.selection(self.target, b.next_obs, b.next_base, raw[None], none)
             q = self.target(b.next_obs, self.composition.critic_action(b.next_base, raw))
-            goal = b.reward + self.cfg.gamma**b.decisions * (1 - b.terminated) * smallest(q, self.cfg.critic_subset)
+            goal = bootstrapped(b, self.cfg.gamma, smallest(q, self.cfg.critic_subset))
         q = self.critic(b.obs, self.composition.critic_action(b.base, b.raw))
-        return ((q - goal) ** 2).mean(dim=1).sum(), q.detach()
+        return regression(q, goal), q.detach()
 
     def actor_loss(self, b: Transition) -> Tensor:
         """Minus the value of what the actor would do, and the penalty on its size."""
         raw = self.actor.mode(self.composition.actor_input(b.obs, b.base))
         q = combined(self.critic(b.obs, self.composition.critic_action(b.base, raw)), self.cfg.actor_value)
         return penalised(-q, raw, self.penalty).mean()
-
-    def update(self, b: Transition) -> dict[str, Tensor]:
-        """One gradient step of each loss."""
-        self.updates += 1
-        return self.step(b, self.updates % self.cfg.actor_every == 0)
 
     def step(self, b: Transition, with_actor: bool) -> dict[str, Tensor]:
         """As `SAC.step`."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policy_decorator.rl.nets import TanhGaussian
+from policy_decorator.rl.nets import TanhGaussian, log_normal
 
 
 class BoundedGaussian(TanhGaussian):
@@ -24,16 +24,12 @@ class BoundedGaussian(TanhGaussian):
         mean, log_std = self.gaussian(seen)
         noise = self.fresh_noise(seen) if noise is None else noise
         raw = (mean.tanh() + log_std.exp() * noise).unflatten(-1, self.chunk_shape)
-        return raw.clamp(-1, 1) if self.clamps else raw, _log_normal(noise, log_std)
+        return raw.clamp(-1, 1) if self.clamps else raw, log_normal(noise, log_std).sum(-1)
 
     def log_density(self, seen: Tensor, raw: Tensor) -> Tensor:
         """(B, *), (B, Ta, Da) -> (B,)."""
         mean, log_std = self.gaussian(seen)
-        return _log_normal((raw.flatten(1) - mean.tanh()) / log_std.exp(), log_std)
-
-
-def _log_normal(noise: Tensor, log_std: Tensor) -> Tensor:
-    return (-0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+        return log_normal((raw.flatten(1) - mean.tanh()) / log_std.exp(), log_std).sum(-1)
 
 
 def weights(advantage: Tensor, sharpness: float, most: float) -> Tensor:

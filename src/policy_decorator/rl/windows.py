@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from policy_decorator.rl.nets import Critics, NetConfig
 
 
+def unflattened(seen: Tensor, obs_size: int) -> Tensor:
+    """(B, To * Do) -> (B, To, Do)."""
+    return seen.unflatten(-1, (-1, obs_size))
+
+
 class Backbone(Protocol):
     """What makes features of windows."""
 
@@ -43,6 +48,6 @@ class BackboneCritics(nn.Module):
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         """(B, To * Do), (B, Ta, Da) -> (n, B)."""
-        window = obs.unflatten(-1, (-1, self.obs_size))
+        window = unflattened(obs, self.obs_size)
         pairs = zip(self.backbones, self.heads, strict=True)
         return torch.cat([head(cast(Backbone, backbone).features(window), action) for backbone, head in pairs])
