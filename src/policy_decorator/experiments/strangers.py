@@ -4,6 +4,8 @@ import atexit
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +49,17 @@ def served(folder: Path) -> str:
     command = [sys.executable, "-m", "policy_decorator.cli", "serve", str(folder), "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     atexit.register(process.terminate)
+    assert process.stderr is not None
     said = []
-    for line in process.stderr or ():
+    for line in process.stderr:
         said.append(line)
         if found := re.search(r"ws://[\w.]+:\d+", line):
+            threading.Thread(target=_passed_on, args=(process.stderr,), daemon=True).start()
             return found[0]
     raise UserError(f"`{' '.join(command)}` ended: {''.join(said)[-500:]}")
+
+
+def _passed_on(lines: Iterable[str]) -> None:
+    """What a process says goes to stderr: one that nobody listens to would wait when its pipe is full."""
+    for line in lines:
+        print(line, end="", file=sys.stderr)
