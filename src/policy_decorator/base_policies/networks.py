@@ -1,6 +1,7 @@
 """The network behind a policy, whoever's it is: whether it is ready to be asked, and a hash of its parameters."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -30,7 +31,8 @@ def parameters_of(policy: Any) -> str | None:
     of a refined one that of both its parts. Raises UserError for a server that does not serve what it did.
     """
     policy = unqueued(policy)
-    if callable(ask := getattr(policy, "fingerprint", None)):
+    ask: Callable[[], str | None] | None = getattr(policy, "fingerprint", None)
+    if callable(ask):
         return ask()
     if (network := network_of(policy)) is not None:
         return parameter_hash(network)

@@ -67,9 +67,8 @@ class Observations:
         return torch.from_numpy(np.ascontiguousarray(channels_first)).to(self.device)
 
     def _numbers(self, given: Any, ndim: int) -> Tensor:
-        shape = given.shape if isinstance(given, np.ndarray) else ()
-        if len(shape) != ndim or shape[-1] != self.obs_size:
-            raise UserError(f"Observations have the size {self.obs_size}, got shape {tuple(shape)}.")
+        if not isinstance(given, np.ndarray) or given.ndim != ndim or given.shape[-1] != self.obs_size:
+            raise UserError(f"Observations have the size {self.obs_size}, got shape {np.shape(given)}.")
         seen = torch.from_numpy(given).to(self.device)
         if not seen.isfinite().all():
             raise UserError("The observation is not finite.")
