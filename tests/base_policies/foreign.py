@@ -64,11 +64,36 @@ def check_contract(
         together.append(asked.act(torch.cat([_window(asked.context, o, t) for o in obs]), rows))
     assert asked.queries == ROWS * asked_per_episode
     if random:
+        check_reset_of_one_that_draws(policy, obs, alone[0], STEPS // asked_per_episode, close)
         return
     torch.testing.assert_close(torch.stack(together), torch.stack(alone, dim=1), atol=close, rtol=0)
     torch.testing.assert_close(played(policy, obs[0]), alone[0], atol=close, rtol=0)  # the same again
     if has_memory(policy):
         check_reset_of_one_row(policy, obs, alone, close)
+
+
+def check_reset_of_one_that_draws(
+    policy: AnyPolicy, obs: list[Tensor], alone: Tensor, every: int, close: float
+) -> None:
+    """With the numbers that it drew before, an episode is played as before: behind a reset, with others in between.
+
+    `every`: steps of a row from one question to its network to the next.
+    """
+    asked, rows = session(policy), torch.arange(2)
+    asked.reset(rows)
+    for t in range(begin := every + 1):  # row 1 goes on with this episode, row 0 gives it up
+        asked.act(torch.cat([_window(asked.context, o, t) for o in obs[:2]]), rows)
+    asked.reset(rows[:1])
+    torch.manual_seed(0)
+    answers = []
+    for t in range(STEPS):
+        answers.append(asked.act(_window(asked.context, obs[0], t), rows[:1]))
+        with torch.random.fork_rng():
+            played(policy, obs[2][:1])
+            if begin + t < STEPS:
+                asked.act(_window(asked.context, obs[1], begin + t), rows[1:])
+    torch.testing.assert_close(torch.cat(answers), alone, atol=close, rtol=0)
+    assert asked.queries == -(-begin // every) + 2 * (STEPS // every)
 
 
 def check_reset_of_one_row(policy: AnyPolicy, obs: list[Tensor], alone: list[Tensor], close: float) -> None:

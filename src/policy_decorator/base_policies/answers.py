@@ -59,8 +59,8 @@ def checked(actions: Tensor, whose: str = "The policy's action") -> Tensor:
     return actions.clamp(-1.0, 1.0)
 
 
-STATISTICS = ("mean", "std", "min", "max", "running_mean", "running_var")
-"""Names of buffers in which infinity is no number either; elsewhere it may be a mask."""
+STATISTICS = ("mean", "std", "min", "max", "running_mean", "running_var", "q01", "q10", "q90", "q99")
+"""Names of tensors in which infinity is no number either; elsewhere it may be a mask."""
 
 
 def check_numbers(module: nn.Module, whose: str = "the policy") -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policy_decorator.base_policies.answers import check_numbers, device_of
+from policy_decorator.base_policies.answers import check_numbers, check_values, device_of
 from policy_decorator.base_policies.entries import Keys, entries_of, scaled, to_all
 from policy_decorator.base_policies.networks import check_evaluating, network_of
 from policy_decorator.base_policies.rowwise import Rowwise
@@ -38,6 +38,8 @@ def from_lerobot(
             size.
     """
     check_numbers(policy)
+    for step in (*getattr(preprocessor, "steps", ()), *getattr(postprocessor, "steps", ())):
+        check_values(step.state_dict().items(), "the policy")
     check_evaluating(network_of(policy))
     config, device = policy.config, device_of(policy) or torch.device("cpu")
     answered = next(iter(getattr(config, "output_features", {}).values()), None)
