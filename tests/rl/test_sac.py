@@ -2,12 +2,12 @@
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from batches import assert_gradients_are_finite_differences
 from torch import Tensor
 
 from policy_decorator.decorator import Residual
@@ -132,15 +132,6 @@ def test_temperature_loss(target_entropy: float) -> None:
 # ---- gradients ------------------------------------------------------------------------------------------------
 
 
-def _finite_difference(loss: Callable[[], Tensor], p: Tensor, k: int, eps: float = 1e-6) -> float:
-    flat, values = p.data.view(-1), []
-    for sign in (1, -1):
-        flat[k] += sign * eps
-        values.append(loss().item())
-        flat[k] -= sign * eps
-    return (values[0] - values[1]) / (2 * eps)
-
-
 ENSEMBLE = SACConfig(temperature=0.3, critic_subset=2, actor_value="mean")
 
 
@@ -163,12 +154,7 @@ def test_gradients_are_those_of_finite_differences(which: str, cfg: SACConfig | 
 
     nets = {"critic": learner.critic.parameters(), "actor": learner.actor.parameters()}
     params = list(nets.get(which, [learner.log_temperature]))
-    grads = torch.autograd.grad(loss(), params)
-    checked = 0
-    for p, grad in zip(params, grads, strict=True):
-        for k in range(0, p.numel(), 3):
-            assert grad.reshape(-1)[k].item() == pytest.approx(_finite_difference(loss, p, k), rel=1e-5, abs=1e-8)
-            checked += bool(grad.reshape(-1)[k])
+    checked = assert_gradients_are_finite_differences(loss, params)
     assert checked >= min(10, len(params))
 
 
@@ -247,6 +233,15 @@ def test_actor_and_temperature_move_at_every_kth_update_only() -> None:
         metrics = learner.update(b)
         moved = any(not torch.equal(p, q) for p, q in zip(before[0], learner.actor.parameters(), strict=True))
         assert moved == (k % 3 == 0) == ("loss/actor" in metrics) == (learner.temperature != before[1]).item()
+
+
+def test_the_temperature_may_learn_at_a_rate_of_its_own() -> None:
+    for own in (None, 0.02):
+        cfg = SACConfig(temperature=0.3, lr=1e-3, temperature_lr=own)
+        learner, b = _sac(cfg), _batch()
+        learner.update(b)  # Adam's first step is as long as the learning rate
+        moved = (learner.log_temperature - math.log(0.3)).abs().item()
+        assert moved == pytest.approx(cfg.lr if own is None else own, rel=1e-3)
 
 
 def test_the_gradient_of_each_network_is_clipped_by_its_own_norm() -> None:

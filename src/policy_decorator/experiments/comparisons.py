@@ -54,8 +54,9 @@ OFFLINE: Mapping[str, Any] = {"offline_updates": 5_000}
 """A quarter of Cal-QL's, in keeping with the environment steps."""
 CRITIC_FIRST = 400
 """Updates of a warm start: of 6,250, as the paper's 0.2 of 3 million steps."""
-HOT: Mapping[str, Any] = {"entropy_in_backup": True, "temperature": 1.0}
-"""The temperature as SAC has it, where it is what is asked about."""
+HOT: Mapping[str, Any] = {"entropy_in_backup": True, "temperature": 1.0, "temperature_lr": 5 / CRITIC_FIRST}
+"""The temperature as SAC has it, where it is what is asked about. In a warm start it can move as far as the paper's: by
+a factor of e^5 (50,000 updates with a rate of 1e-4)."""
 ORIGINAL_SPREAD = 505.0
 """Of Cal-QL's values on Adroit: rewards of -5 at every step and 5 at success give Q = -500 + 505 gamma^T. Ours: 1."""
 CONSERVATIVE: Mapping[str, Any] = {

@@ -36,7 +36,8 @@ class SAC(Updating):
         self.critic_opt = Descent(self.critic.parameters(), self.cfg.lr, self.cfg.max_grad_norm)
         learned = (p for p in self.actor.parameters() if p.requires_grad)
         self.actor_opt = Descent(learned, self.cfg.lr, self.cfg.max_grad_norm)
-        self.temperature_opt = Descent([self.log_temperature], self.cfg.lr, self.cfg.max_grad_norm)
+        its_lr = self.cfg.lr if self.cfg.temperature_lr is None else self.cfg.temperature_lr
+        self.temperature_opt = Descent([self.log_temperature], its_lr, self.cfg.max_grad_norm)
 
     @property
     def temperature(self) -> Tensor:

@@ -15,6 +15,8 @@ class SACConfig:
     """Rate at which the target critic follows the critic."""
     lr: float = 1e-4
     """Learning rate of actor, critic and temperature."""
+    temperature_lr: float | None = None
+    """The temperature's, if it is to have one of its own."""
     batch_size: int = 1024
     """Decisions per gradient step."""
     actor_every: int = 1
