@@ -17,8 +17,12 @@ from policy_decorator.chunks import ChunkQueue, chunk_of, step_by_step
 from policy_decorator.config import RefineConfig
 from policy_decorator.decorator import ProgressiveExploration, Residual
 from policy_decorator.demos.dataset import Demonstrations
+from policy_decorator.encoders import EncoderConfig
 from policy_decorator.envs import get_task
-from policy_decorator.envs.toy import SPEED
+from policy_decorator.envs.images import together
+from policy_decorator.envs.task import Task
+from policy_decorator.envs.toy import BiasedController
+from policy_decorator.envs.toy_pictures import SIZE, MisledByColour
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.memory import AnyPolicy, has_memory, session
 from policy_decorator.refine import refine
@@ -33,6 +37,12 @@ SWITCHES: dict[str, list[dict[str, Any]]] = {
     "vinn": [{}, {"representation": "obs", "queue": 3, "neighbours": 4}],
 }
 """Other settings than the defaults of a policy that are to keep the contract too."""
+
+SEEING: dict[str, dict[str, Any]] = {
+    "cnn": {"width": 16},
+    "diffusion": {"horizon": 8, "widths": (8, 16), "step_size": 8},
+}
+SEEN = get_task("toy/reach:rgb")
 
 BLIND = sorted(name for name, entry in POLICIES.items() if entry.eyes != "must")
 CASES = [(name, settings) for name in BLIND for settings in SWITCHES.get(name, [{}])]
@@ -62,6 +72,15 @@ def _build(name: str, settings: dict[str, Any]) -> Imitator:
     torch.manual_seed(0)
     policy = build(name, OBS, ACTION, replace(POLICIES[name].config(), **settings))
     policy.fit_statistics(_demos(), seed=0)
+    policy.train(False)
+    return policy
+
+
+def _build_seeing(name: str) -> Imitator:
+    torch.manual_seed(0)
+    shapes = SEEN.shows.shapes if SEEN.shows else {}
+    cfg, eyes = replace(POLICIES[name].config(), **SEEING[name]), EncoderConfig((4, 8), 8, features=16)
+    policy = build(name, SEEN.obs_size, ACTION, cfg, shapes=shapes, eyes=eyes)
     policy.train(False)
     return policy
 
@@ -172,6 +191,19 @@ def test_loaded_it_plays_as_before(case: tuple[str, dict[str, Any]], tmp_path: P
     assert torch.equal(*played)
 
 
+@pytest.mark.parametrize("name", sorted(SEEING))
+def test_loaded_it_sees_and_plays_as_before(name: str, tmp_path: Path) -> None:
+    policy = _build_seeing(name)
+    save_policy(policy, tmp_path, details={})
+    shape = 3, 4, policy.context
+    pictures = torch.randint(256, (*shape, 3, SIZE, SIZE), dtype=torch.uint8)
+    windows, played = together({"state": torch.randn(*shape, SEEN.obs_size), "rgb": pictures}, ndim=3), []
+    for one in (policy, load_policy(tmp_path)):
+        torch.manual_seed(3)
+        played.append(_play(step_by_step(one), windows))
+    assert torch.equal(*played)
+
+
 class Questions:
     """Recounts what must have been asked of a policy of chunks: once in Ta decisions of a row, and when it begins."""
 
@@ -195,7 +227,8 @@ class Questions:
         self.ask(late)
 
 
-def test_questions_are_decisions_and_resets(policy: AnyPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_questions(policy: AnyPolicy, task: Task, expert: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one row `expert` reaches the goal, in the others time runs out."""
     inner = policy.base if isinstance(policy, ChunkQueue) else policy
     asked = [0]
     act = type(inner).act
@@ -206,15 +239,17 @@ def test_questions_are_decisions_and_resets(policy: AnyPolicy, monkeypatch: pyte
 
     monkeypatch.setattr(type(inner), "act", counted)
     n, ends = 3, {"success": 0, "time-out": 0}
-    env = make_vector(TASK, n, context=policy.context)
-    collector = Collector(env, policy, Residual(1.0, "obs+base"), ProgressiveExploration(0), seed=5)
+    env = make_vector(task, n, context=policy.context)
+    collector = Collector(
+        env, policy, Residual(1.0, "obs" if task.shows else "obs+base"), ProgressiveExploration(0), seed=5
+    )
     questions = Questions(n, chunk_of(inner))
 
     def propose(seen: Tensor) -> Tensor:
-        """To the goal in the first row, away from it in the others."""
-        towards = (seen[:, 2:OBS] - seen[:, :2]) / SPEED
+        towards = expert.act(collector.window)
         towards[1:] = -1
-        return (towards.clamp(-1, 1) - seen[:, OBS:])[:, None]
+        assert task.shows or torch.equal(seen[:, OBS:], collector.action.flatten(1))
+        return towards - collector.action
 
     for _ in range(60):
         _, out = collector.decide(propose)
@@ -225,6 +260,15 @@ def test_questions_are_decisions_and_resets(policy: AnyPolicy, monkeypatch: pyte
     assert collector.base_queries == asked[0] == questions.count
     if chunk_of(inner) == 1:
         assert collector.base_queries == collector.decisions + n + ends["time-out"]
+
+
+def test_questions_are_decisions_and_resets(policy: AnyPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_questions(policy, TASK, BiasedController(0, 0), monkeypatch)
+
+
+@pytest.mark.parametrize("name", sorted(SEEING))
+def test_questions_of_one_that_sees_are_decisions_and_resets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_questions(step_by_step(_build_seeing(name)), SEEN, MisledByColour(0, 0), monkeypatch)
 
 
 @pytest.mark.parametrize("case", [*CASES, ("chunks", {})], ids=_name)
