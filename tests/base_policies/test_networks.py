@@ -1,6 +1,7 @@
 """The network behind a policy of others: not in training mode, and bit-identical after a refinement."""
 
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +21,9 @@ from policy_decorator.chunks import step_by_step
 from policy_decorator.envs import get_task
 from policy_decorator.errors import UserError
 from policy_decorator.refine import refine
+from policy_decorator.refined import load
+from policy_decorator.rollout import Collector
+from policy_decorator.types import Step
 
 TASK = get_task("toy/reach")
 OBS, ACTION = TASK.obs_size, TASK.action_size
@@ -114,6 +118,69 @@ def test_a_refinement_leaves_them_bit_identical_and_says_so(name: str, make_conf
     refined, _ = refine(make_config(total_steps=200), policy, force=True)
     assert refined.summary["base_parameters_sha256"] == before == parameters_of(policy)
     assert parameters_of(refined.policy) not in (None, before)  # of both parts
+
+
+WEIGHT, BIAS = torch.tensor([[-2.0, 0, 2, 0], [0, -2, 0, 2]]), torch.tensor([0.14, 0.06])
+"""Of a controller of toy/reach that steers past the goal, and is right now and then."""
+
+
+def controller() -> nn.Linear:
+    linear = nn.Linear(OBS, ACTION)
+    linear.load_state_dict({"weight": WEIGHT, "bias": BIAS})
+    return linear
+
+
+def sb3_model(folder: Path) -> Any:
+    env = TASK.make_env(None)
+    model = real("stable_baselines3").PPO("MlpPolicy", env, policy_kwargs={"net_arch": []}, device="cpu")
+    model.policy.action_net.load_state_dict(controller().state_dict())
+    return model
+
+
+def torchscript_file(folder: Path) -> Path:
+    traced: Any = torch.jit.trace(controller(), torch.zeros(2, OBS))
+    traced.save(folder / "policy.pt")
+    return folder / "policy.pt"
+
+
+def onnx_file(folder: Path) -> Path:
+    real("onnxruntime")
+    onnx = real("onnx")
+    seen, given = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["rows", size])
+        for name, size in (("seen", OBS), ("given", ACTION))
+    )
+    weights = [onnx.numpy_helper.from_array(x.numpy(), name) for name, x in (("weight", WEIGHT), ("bias", BIAS))]
+    node = onnx.helper.make_node("Gemm", ["seen", "weight", "bias"], ["given"], transB=1)
+    graph = onnx.helper.make_graph([node], "policy", [seen], [given], initializer=weights)
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9), folder / "policy.onnx")
+    return folder / "policy.onnx"
+
+
+@pytest.mark.parametrize("make", [sb3_model, torchscript_file, onnx_file])
+def test_real_ones_are_refined_as_they_are_and_asked_once_per_decision(
+    make: Callable[[Path], Any], tmp_path: Path, make_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy: Any = load(make(tmp_path), ACTION)
+    obs = torch.rand(5, 1, OBS)
+    before, hashed = policy.act(obs), parameters_of(policy)
+    torch.testing.assert_close(before[:, 0], controller()(obs[:, 0]).clamp(-1, 1).detach())
+    ends, finish = {"success": 0, "time-out": 0}, Collector._finish
+
+    def counted(collector: Collector, obs: Tensor, raw: Tensor, base: Tensor, out: Step) -> Any:
+        ends["success"] += int(out.terminated.sum())
+        ends["time-out"] += int((out.done & ~out.terminated).sum())
+        return finish(collector, obs, raw, base, out)
+
+    monkeypatch.setattr(Collector, "_finish", counted)
+    config = make_config(total_steps=160, warmup_steps=40, max_steps=10, eval_episodes=2, test_episodes=2)
+    summary = refine(config, policy, force=True)[0].summary
+    assert min(ends.values()) > 0
+    assert summary["base_queries"] == summary["decisions"] + config.envs + ends["time-out"]
+    assert summary["base_parameters_sha256"] == hashed == parameters_of(policy)
+    assert (hashed is None) == (make is onnx_file)
+    assert torch.equal(policy.act(obs), before)
 
 
 def test_what_nobody_can_look_into_has_none() -> None:
