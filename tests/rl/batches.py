@@ -1,9 +1,11 @@
 """Batches and networks for losses that are looked at by themselves."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.nets import Critics, NetConfig
@@ -45,3 +47,26 @@ def episodes(lengths: list[int], solved: list[bool], **changes: Any) -> Demonstr
     obs = torch.arange(n).float()[:, None].repeat(1, DO)
     action = torch.rand(n, 1, DA) * 2 - 1
     return Demonstrated(obs, action, torch.zeros(n, 1, DA), success, torch.tensor(lengths), **changes)
+
+
+def finite_difference(loss: Callable[[], Tensor], p: Tensor, k: int, eps: float = 1e-6) -> float:
+    """The slope of `loss` along the k-th number of `p`."""
+    flat, values = p.data.view(-1), []
+    for sign in (1, -1):
+        flat[k] += sign * eps
+        values.append(loss().item())
+        flat[k] -= sign * eps
+    return (values[0] - values[1]) / (2 * eps)
+
+
+def assert_gradients_are_finite_differences(
+    loss: Callable[[], Tensor], params: Iterable[Tensor], every: int = 3
+) -> int:
+    """Of every third number of each, or so; returns how many are not 0. `loss` draws the same noise at every call."""
+    params, checked = list(params), 0
+    for p, grad in zip(params, torch.autograd.grad(loss(), params), strict=True):
+        for k in range(0, p.numel(), every):
+            slope = grad.reshape(-1)[k].item()
+            assert slope == pytest.approx(finite_difference(loss, p, k), rel=1e-5, abs=1e-8)
+            checked += bool(slope)
+    return checked

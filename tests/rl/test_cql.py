@@ -5,7 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from batches import DA, DO, B, disturb, episodes, new_batch, new_critics
+from batches import (
+    DA,
+    DO,
+    B,
+    assert_gradients_are_finite_differences,
+    disturb,
+    episodes,
+    new_batch,
+    new_critics,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -32,10 +41,12 @@ N = 4
 SAC_CONFIG = SACConfig(gamma=0.9, temperature=0.3, entropy_in_backup=False)
 
 
-def _learner(calibrated: bool = True, sac: SACConfig = SAC_CONFIG, **cql: Any) -> Conservative:
-    actor = TanhGaussian(DO, (1, DA), NetConfig(width=5, depth=1, head_gain=1.0, log_std_min=-3.0))
+def _learner(
+    calibrated: bool = True, sac: SACConfig = SAC_CONFIG, dtype: torch.dtype = torch.float32, **cql: Any
+) -> Conservative:
+    actor = TanhGaussian(DO, (1, DA), NetConfig(width=5, depth=1, head_gain=1.0, log_std_min=-3.0)).to(dtype)
     settings = CQLConfig(**{"cql_samples": N, "backup_samples": 3} | cql)
-    learner = Conservative(actor, new_critics(), Takeover(), DA, sac, cql=settings, calibrated=calibrated)
+    learner = Conservative(actor, new_critics().to(dtype), Takeover(), DA, sac, cql=settings, calibrated=calibrated)
     disturb(learner.target)
     return learner
 
@@ -118,21 +129,62 @@ def test_without_its_term_it_is_sac() -> None:
     torch.testing.assert_close(losses[0][1], losses[1][1])
 
 
-def test_the_loss_is_regression_and_the_weighted_gap() -> None:
-    b = _batch()
-    learner, plain = _learner(cql_weight=2.5), _learner(cql_weight=0.0)
-    for name in ("actor", "critic", "target"):
-        setattr(plain, name, getattr(learner, name))
-    losses = []
-    for one in (learner, plain):
-        torch.manual_seed(3)
-        losses.append(one.critic_loss(b)[0])
+def _exact(calibrated: bool) -> tuple[Conservative, Any]:
+    """In float64, with references that bind for some of the policy's actions."""
+    torch.manual_seed(1)
+    learner = _learner(calibrated, dtype=torch.float64, cql_weight=2.5, cql_temperature=0.5)
+    b = Returning(*new_batch(), reference=torch.linspace(-0.6, 0.6, B))
+    return learner, Returning(*(x.double() for x in b))
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_the_critics_loss_is_that_of_a_loop(calibrated: bool) -> None:
+    """Goal, proposals, densities and gap are written out here once more."""
+    learner, b = _exact(calibrated)
     torch.manual_seed(3)
-    learner.goal(b)
-    raw, log_density = learner.proposals(b)
-    values = torch.stack([learner.critic(b.obs, x) for x in raw], dim=1)
-    gap = learner.gap(learner.critic(b.obs, b.raw), values, log_density, b.reference)
-    assert (losses[0] - losses[1]).item() == pytest.approx(2.5 * gap.mean(dim=1).sum().item(), rel=1e-4)
+    found = learner.critic_loss(b)[0].item()
+    torch.manual_seed(3)
+    following = torch.randn(3, B, DA)
+    uniform = torch.rand(N, B, 1, DA) * 2 - 1
+    drawn = [(b.obs, torch.randn(N, B, DA)), (b.next_obs, torch.randn(N, B, DA))]
+    actor: Any = learner.actor
+
+    def sampled(obs: Tensor, noise: Tensor) -> tuple[Tensor, float]:
+        mean, log_std = (x[0] for x in actor.gaussian(obs[None]))
+        u = mean + log_std.exp() * noise
+        density = torch.distributions.Normal(mean, log_std.exp()).log_prob(u) - torch.log1p(-(u.tanh() ** 2))
+        return u.tanh().view(1, 1, DA), density.sum().exp().item()
+
+    wanted, bound = 0.0, []
+    for i in range(B):
+        obs, r = b.obs[i : i + 1], b.reference[i].item()
+        tried = [sampled(b.next_obs[i], following[j, i])[0] for j in range(3)]
+        best = max(learner.target(b.next_obs[i : i + 1], a).min().item() for a in tried)
+        goal = b.reward[i].item() + 0.9 ** int(b.decisions[i]) * (1 - b.terminated[i].item()) * best
+        policys = [sampled(seen[i], noise[j, i]) for seen, noise in drawn for j in range(N)]
+        for k in range(2):
+            total = 0.0
+            for j in range(N):
+                total += math.exp(learner.critic(obs, uniform[j, i][None])[k].item() / 0.5) * 2**DA
+            for a, density in policys:
+                q = learner.critic(obs, a)[k].item()
+                bound.append(calibrated and q < r)
+                total += math.exp((r if bound[-1] else q) / 0.5) / density
+            q = learner.critic(obs, b.raw[i : i + 1])[k].item()
+            wanted += ((q - goal) ** 2 + 2.5 * (0.5 * math.log(total) - q)) / B
+    assert found == pytest.approx(wanted, rel=1e-6)
+    assert (0 < sum(bound) < len(bound)) is calibrated
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_gradients_are_those_of_finite_differences(calibrated: bool) -> None:
+    learner, b = _exact(calibrated)
+
+    def loss() -> Tensor:
+        torch.manual_seed(3)
+        return learner.critic_loss(b)[0]
+
+    assert assert_gradients_are_finite_differences(loss, learner.critic.parameters()) >= 10
 
 
 def test_the_goal_is_the_best_of_several_next_actions() -> None:

@@ -1,6 +1,7 @@
 """DPPO's update: its loss against a direct sum, its advantages, clip ranges, early stop, first rounds, reward scale."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,12 @@ SMALL = DiffusionConfig(context=2, horizon=8, chunk=3, widths=(8, 16), step_size
 PPO = {"epochs": 1, "minibatches": 1, "clip": 0.01, "target_kl": None}
 
 
-def _dppo(ppo: dict[str, Any] | None = None, gamma: float = 0.9, **changes: Any) -> DPPO:
+def _dppo(
+    ppo: dict[str, Any] | None = None, gamma: float = 0.9, policy: DiffusionConfig = SMALL, **changes: Any
+) -> DPPO:
     given: dict[str, Any] = {"tuned_steps": 3, "critic_rounds": 0, "clip_smallest": 0.001} | changes
     config = DPPOConfig(**given)
-    denoising = Denoising(DiffusionPolicy(SMALL, 3, 2).tunable(config.tuned_steps), 3, config)
+    denoising = Denoising(DiffusionPolicy(policy, 3, 2).tunable(config.tuned_steps), 3, config)
     critic = Critics(3, 0, NetConfig(width=16, depth=2, critics=1, head_gain=1.0))
     sac = SACConfig(gamma=gamma, lr=1e-3)
     return DPPO(denoising, critic, sac, PPOConfig(**(PPO | (ppo or {}))), config)
@@ -179,6 +182,25 @@ def test_what_is_likelier_after_a_round_is_what_was_better() -> None:
     before = density()
     dppo.learn(t, done)
     assert np.corrcoef((density() - before).numpy(), advantage.numpy())[0, 1] > 0.5
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_rounds_move_actions_where_they_are_rewarded_by_the_densities_of_denoising_steps(counted: bool) -> None:
+    """The reward is the mean number executed: by 0.66 to 1.05 (seeds 0 to 4) it rises, by nothing without densities."""
+    ppo, policy = {"epochs": 4, "minibatches": 1, "clip": 0.1}, replace(SMALL, network="mlp", mlp_width=16)
+    dppo = _dppo(ppo, policy=policy, clip_smallest=0.1, sampling_std=0.2, density_std=0.2)
+    dppo.actor_optimizer.param_groups[0]["lr"] = 1e-2
+    density = dppo.denoising.log_density
+    dppo.denoising.log_density = lambda *given: density(*given) * counted
+    seen, noise = torch.randn(64, 6), dppo.denoising.fresh_noise(torch.zeros(64, 6))
+    before = dppo.denoising(seen, noise)[0].mean()
+    for _ in range(8):
+        chains, obs, ones = Chains(1, dppo.denoising), torch.randn(64, 6), torch.ones(64)
+        raw, _ = dppo.denoising(obs, dppo.denoising.fresh_noise(obs))
+        chains.push(Transition(obs, raw, raw, raw.mean((1, 2)), ones, ones, obs, raw), ones > 0)
+        dppo.learn(*chains.take())
+    gain = dppo.denoising(seen, noise)[0].mean() - before
+    assert (gain > 0.4) if counted else (gain == 0)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.9])

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from batches import assert_gradients_are_finite_differences
 from torch import Tensor, nn
 
 from policy_decorator.methods.alone import Takeover
@@ -29,21 +30,23 @@ class Shifting(nn.Module):
 
 
 class Linear(nn.Module):
-    """Q = weight . action, of two critics that agree."""
+    """Q = weight . action, of two critics that agree where their weights do."""
 
-    def __init__(self, weight: float) -> None:
+    def __init__(self, weight: float, other: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.tensor(weight))
+        self.weight = nn.Parameter(torch.tensor([weight, other]))
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        return (self.weight * action.flatten(1).sum(1)).expand(2, -1)
+        return self.weight[:, None] * action.flatten(1).sum(1)
 
 
-def _learner(weight: float = 1.0, shown: int = 5, **options: Any) -> ROT:
-    actor = WindowActor(Shifting(), 4, (1, 2), 0.1)
+def _learner(
+    slope: float = 1.0, shown: int = 5, other: float | None = None, cfg: SACConfig | None = None, **options: Any
+) -> ROT:
+    actor, critics = WindowActor(Shifting(), 4, (1, 2), 0.1), Linear(slope, slope if other is None else other)
     windows = ShownWindows(torch.rand(shown, 3, 4), torch.rand(shown, 3, 2))
     given: dict[str, Any] = {"weight": 0.03, "shown_batch": 4000} | options
-    return ROT(actor, Linear(weight), Takeover(), 2, SACConfig(temperature=0.5), shown=windows, **given)
+    return ROT(actor, critics, Takeover(), 2, cfg or SACConfig(temperature=0.5), shown=windows, **given)
 
 
 def _batch(base: float, n: int = 50) -> Transition:
@@ -106,8 +109,33 @@ def test_between_the_two_it_is_the_share_of_the_batch() -> None:
     torch.testing.assert_close(loss, 0.4 * learned + 0.6 * imitated, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("base", "share"), [(0.0, 1.0), (1.0, 0.0)])
+def test_of_two_critics_the_more_doubtful_is_believed(base: float, share: float) -> None:
+    """Q is plus and minus the sum of an action: the least of both is 0 at best, in the middle, where `base` may be."""
+    learner = _learner(other=-1.0)
+    learner.actor_loss(_batch(base))
+    assert learner.imitating == share
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    """Of both parts together, where two critics disagree; no noise is clipped."""
+    learner = _learner(2.0, other=1.0, cfg=SACConfig(temperature=0.5, residual_penalty=0.3), weight=0.4, shown_batch=8)
+    learner.actor.double()
+    lower = torch.arange(50) < 20
+    b = _batch(1.0)._replace(base=torch.where(lower, -1.0, 1.0)[:, None, None].expand(50, 1, 2))
+
+    def loss() -> Tensor:
+        torch.manual_seed(3)
+        return learner.actor_loss(Transition(*(x.double() for x in b)))[0]
+
+    assert assert_gradients_are_finite_differences(loss, learner.actor.parameters(), every=1) == 4
+    assert learner.imitating.item() == pytest.approx(0.6)
+    torch.manual_seed(3)
+    assert learner.actor(b.obs.double())[0].abs().max() < 1
+
+
 def test_updates_move_it_toward_what_was_shown_where_the_base_is_better() -> None:
-    learner = _learner(weight=1.0)
+    learner = _learner(slope=1.0)
     learner.actor_opt.param_groups[0]["lr"] = 0.01
     window = torch.zeros(5, 3, 4)
     learner.shown = ShownWindows(window, torch.full((5, 3, 2), -0.5))

@@ -17,6 +17,7 @@ from policy_decorator.rl.iql import IQL, IQLConfig, expectile_loss
 from policy_decorator.rl.nets import TanhGaussian
 from policy_decorator.rl.sac import SACConfig
 from policy_decorator.rl.weighted import entropy, weighted_likelihood, weights
+from policy_decorator.types import Transition
 
 SAC_CONFIG = SACConfig(gamma=0.9, lr=1e-3)
 
@@ -118,6 +119,20 @@ def test_the_losses_of_iql_are_those_of_a_loop() -> None:
     assert used.tolist() == pytest.approx(weight, rel=1e-4)
     assert 1.1 in [round(x, 6) for x in used.tolist()]  # the largest weight binds somewhere
     assert len({round(x, 6) for x in used.tolist()}) > 2
+
+
+@pytest.mark.parametrize("tau", [0.5, 0.9])
+def test_values_are_as_optimistic_as_the_expectile_says(tau: float) -> None:
+    """Rewards are half above and half below 0: V is 0, their mean, or with 0.9 half as large as the largest."""
+    learner, zeros, ones = _iql(expectile=tau), torch.zeros(64, DO), torch.ones(64)
+    learner.cfg = SACConfig(tau=0.2, actor_every=1_000)
+    for optimizer in (learner.critic_opt, learner.value_opt):
+        optimizer.param_groups[0]["lr"] = 0.04
+    raw = torch.zeros(64, 1, DA)
+    raw[:, 0, 0] = reward = torch.linspace(-1, 1, 64)
+    for _ in range(100):
+        learner.update(Transition(zeros, raw, 0 * raw, reward, ones, ones, zeros, 0 * raw))
+    assert learner.v(zeros[:1]).item() == pytest.approx(float(expectile(reward.numpy(), alpha=tau)), abs=0.1)
 
 
 def test_iql_asks_its_policy_for_no_action() -> None:
