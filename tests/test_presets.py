@@ -10,7 +10,10 @@ from policy_decorator import api
 from policy_decorator.base_policies import build
 from policy_decorator.base_policies.bet import BeTConfig
 from policy_decorator.base_policies.checkpoint import save_policy
+from policy_decorator.base_policies.mlp import MLPConfig
+from policy_decorator.cli import main
 from policy_decorator.envs import TASKS
+from policy_decorator.errors import UserError
 from policy_decorator.experiments.presets import TABLE_8, settings, unlisted
 from policy_decorator.train import TrainConfig
 
@@ -40,6 +43,22 @@ def test_table_8_is_looked_up_from_python_too(where: str, tmp_path: Path, monkey
             "taking bound 0.1 and horizon 100,000."
         ]
     assert (taken[0].learn.bound, taken[0].learn.horizon) == ((0.1, 100_000) if own else (0.3, 100_000))
+
+
+@pytest.mark.parametrize("options", [[], ["--bound", "0.2", "--horizon", "5000"]])
+def test_the_command_line_says_it_too(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise UserError("stopped")
+
+    monkeypatch.setattr(api, "run", stopped)
+    save_policy(build("mlp", 39, 28, MLPConfig(width=4, depth=1)), tmp_path / "mlp", details={})
+    known = ["--task", "adroit/door", "--policy", str(tmp_path / "mlp"), "--out", str(tmp_path / "run")]
+    assert main(["refine", "--preset", "paper", *known, *options]) == 2
+    shown = capsys.readouterr().err
+    assert "stopped" in shown
+    assert ("Warning: Table 8 of the paper" in shown) == (not options)
 
 
 def test_what_table_8_does_not_give_is_said() -> None:
