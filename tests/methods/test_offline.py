@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from tuned import assert_resumed_is_as_uninterrupted
 
 from policy_decorator import api
 from policy_decorator.config import RefineConfig
@@ -24,6 +25,7 @@ from policy_decorator.methods.offline import successes
 from policy_decorator.refine import Refinement, refine
 from policy_decorator.refined import Refined
 from policy_decorator.rl.cql import Conservative, Hindsight
+from policy_decorator.rl.dapg import DAPGConfig
 from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.nets import Critics, NetConfig
 from policy_decorator.rl.sac import SAC
@@ -267,6 +269,33 @@ def test_a_run_that_is_stopped_while_it_learns_offline_goes_on_bit_for_bit(
     assert _lines(tmp_path / "parts") == _lines(tmp_path / "whole")
     for name, value in cast(nn.Module, whole.policy.actor).state_dict().items():
         assert torch.equal(value, cast(nn.Module, again.policy.actor).state_dict()[name])
+
+
+@pytest.mark.usefixtures("unreported")
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("rlpd", {}),
+        ("sacfd", {}),
+        ("cql", {}),
+        ("cal-ql", {"online": "conservative"}),
+        ("iql", {}),
+        ("awac", {}),
+        ("dapg", {"dapg": DAPGConfig(rollout=16, value_epochs=1)}),
+    ],
+)
+def test_a_run_that_is_stopped_while_it_acts_goes_on_bit_for_bit(
+    method: str, changes: dict[str, Any], tmp_path: Path, make_config: Any, small: Any, steady: nn.Module
+) -> None:
+    """In the middle of episodes and rollouts, with what is held back until they end."""
+    learn = small_settings(method, small, **changes)
+    rhythm = {"total_steps": 176, "warmup_steps": 64, "log_every": 40, "eval_every": 1_000, "save_every": 100}
+    config = make_config(method=method, learn=learn, **rhythm, eval_episodes=2, test_episodes=2)
+    whole = assert_resumed_is_as_uninterrupted(config, steady, tmp_path, at=144, demos=demonstrations())
+    assert whole["state"]["offline_updates"] == (6 if method in OFFLINE else 0)
+    assert whole["state"]["updates"] > 1
+    if method in ("cal-ql", "dapg"):
+        assert whole["state"]["intake"]
 
 
 def test_what_is_learned_offline_is_evaluated_and_may_be_kept(

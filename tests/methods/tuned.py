@@ -62,11 +62,12 @@ def left_behind(run: Path) -> dict[str, Any]:
     """What two runs must have in common that are one: their metrics, states and parameters."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     state = snapshot.read(run / "checkpoints" / "last.pt", torch.device("cpu"))
-    policy = load_file(run / "refined" / "policy" / "policy.safetensors")
+    saved = sorted((run / "refined").rglob("*.safetensors"))
+    assert saved
     return {
         "metrics": [{key: value for key, value in line.items() if key != "wall_seconds"} for line in lines],
         "state": _plain(state),
-        "policy": _plain(policy),
+        "policy": {str(path.relative_to(run)): _plain(load_file(path)) for path in saved},
     }
 
 
