@@ -1,13 +1,14 @@
 """RLPD and Cal-QL on the base itself, as the paper has them, and on a transformer that was never trained."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
-from tuned import assert_resumed_is_as_uninterrupted, poor_bet, reaching, untrained_bet
+from tuned import assert_resumed_is_as_uninterrupted, makes_faster, poor_bet, reaching, untrained_bet
 
 from policy_decorator import api
 from policy_decorator.base_policies.bet import BehaviorTransformer
@@ -51,6 +52,15 @@ def _run(method: str, actor: Any, base: Any, **changes: Any) -> Run:
     env = make_vector(TASKS["toy/reach-gym"].with_episodes(10, True), 3, context=getattr(base, "context", 1))
     given: dict[str, Any] = {"obs_size": 4, "chunk": (1, 2), "capacity": 1000, "warmup_steps": 0}
     return METHODS[method].build(_cfg(method, actor, **changes), Problem(env, base, **given, demonstrated=_shown()))
+
+
+@pytest.mark.parametrize("actor", ["mlp", "gpt"])
+@pytest.mark.parametrize("method", ["rlpd", "cal-ql"])
+def test_updates_of_a_transformer_are_not_compiled(method: str, actor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, env = untrained_bet(), make_vector(TASKS["toy/reach-gym"], 2, context=2)
+    problem = Problem(env, base, 4, (1, 2), 100, 0, demonstrated=_shown())
+    build = partial(METHODS[method].build, _cfg(method, actor))
+    assert makes_faster(build, problem, monkeypatch) == {actor == "mlp"}
 
 
 @pytest.mark.parametrize("method", NAMES)

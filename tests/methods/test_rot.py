@@ -1,6 +1,7 @@
 """ROT: the base that goes on learning, what is rewarded, and what it reaches."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from tuned import reaching
+from tuned import makes_faster, reaching
 
 from policy_decorator.base_policies import build
 from policy_decorator.base_policies.bet import BeTConfig
@@ -78,6 +79,13 @@ def test_it_begins_as_the_base_and_leaves_that_alone(kind: str, small: Any) -> N
     assert not torch.equal(run.policy.act(window), base.act(window))
     for name, x in base.state_dict().items():
         assert torch.equal(x, before[name])
+
+
+@pytest.mark.parametrize("kind", ["mlp", "bet"])
+def test_updates_of_a_transformer_are_not_compiled(kind: str, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, base, env = settings_of("rot", small), _base(kind), SimulatorVector(TASKS["toy/reach-gym"], 2, context=3)
+    problem = Problem(env, base, 4, (1, 2), 100, 0, demonstrated=_shown())
+    assert makes_faster(partial(METHODS["rot"].build, settings), problem, monkeypatch) == {kind == "mlp"}
 
 
 def test_a_behavior_transformer_answers_in_the_clusters_it_is_told() -> None:

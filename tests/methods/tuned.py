@@ -16,6 +16,7 @@ from policy_decorator import api, snapshot
 from policy_decorator.base_policies.bet import BehaviorTransformer, BeTConfig
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.envs.toy import TASKS
+from policy_decorator.methods import off_policy
 
 
 def demonstrated(n: int, chunk: int) -> tuple[Tensor, Tensor]:
@@ -56,6 +57,24 @@ def untrained_bet(**changes: Any) -> BehaviorTransformer:
 def poor_bet(**changes: Any) -> Any:
     """The same after some imitation: it succeeds in a fifth of the episodes."""
     return imitated(untrained_bet(**changes), steps=300, rows=128, lr=3e-3)
+
+
+class Faster:
+    """Stands for compiled updates, and for those that are replayed."""
+
+    def __init__(self, learner: Any, step: Any = None) -> None:
+        self.learner, self.step = learner, step
+
+
+def makes_faster(build: Any, problem: Any, monkeypatch: Any) -> set[bool]:
+    """Whether `build(problem)` compiles its updates, or replays them, where the machine would."""
+    for name in ("Compiled", "Captured"):
+        monkeypatch.setattr(off_policy, name, Faster)
+    ways: list[dict[str, Any]] = [{"compiled": True}, {"cuda_graphs": True}, {"compiled": True, "cuda_graphs": True}]
+    runs = [build(replace(problem, **way)) for way in ways]
+    updates = [run.update for run in runs] + [run.offline.update for run in runs if run.offline]
+    assert all(x is None or isinstance(x, Faster) for x in updates)
+    return {x is not None for x in updates}
 
 
 def left_behind(run: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from policy_decorator.decorator import ProgressiveExploration
 from policy_decorator.errors import UserError
 from policy_decorator.methods.alone import Nobody, Takeover, refuse_pictures
 from policy_decorator.methods.finetuned import FineTuned, diffusion_of
-from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, assemble
+from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, assemble, uncompiled
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.dipo import DIPO, DIPOConfig, Predictions, SequenceActor
 from policy_decorator.rl.lora import LoRAConfig
@@ -68,7 +68,7 @@ def build(cfg: Config, p: Problem) -> Run:
     gate = ProgressiveExploration(0)
     run = assemble(
         cfg,
-        replace(p, compiled=False, cuda_graphs=False),  # it writes into the replay
+        uncompiled(p),  # it writes into the replay
         collector=Collector(p.env, nobody, composition, gate, cfg.reward_shift, p.seed, sees="window"),
         learner=learner,
         explores=actor,

@@ -172,6 +172,15 @@ def assemble(
     )
 
 
+def uncompiled(p: Problem) -> Problem:
+    """The same, whose updates are neither compiled nor replayed from CUDA graphs.
+
+    For actors that draw in their network (a transformer's dropout, its choice of clusters), for updates in which Python
+    decides, and for those that write into the replay.
+    """
+    return replace(p, compiled=False, cuda_graphs=False)
+
+
 def update_of(p: Problem, learner: Updated) -> Captured | Compiled | None:
     """How its updates are made on this machine; None: as they are."""
     compiled = Compiled(learner) if p.compiled else None

@@ -25,7 +25,7 @@ from policy_decorator.decorator import ProgressiveExploration
 from policy_decorator.errors import UserError
 from policy_decorator.methods.alone import Takeover, refuse_pictures
 from policy_decorator.methods.finetuned import FineTuned
-from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, assemble, with_share
+from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, assemble, uncompiled, with_share
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.demonstrations import as_source, transitions, windows_of
 from policy_decorator.rl.episodes import WholeEpisodes
@@ -71,7 +71,10 @@ def build(cfg: Config, p: Problem) -> Run:
     refuse_pictures("rot", p)
     shown = p.demonstrations_for("rot")
     needs_pot()
-    actor = WindowActor(_learning(p), p.obs_size, p.chunk, cfg.begin_std).to(p.device)
+    learning = _learning(p)
+    if hasattr(learning, "choice"):  # a transformer's dropout and choice of clusters draw as it goes
+        p = uncompiled(p)
+    actor = WindowActor(learning, p.obs_size, p.chunk, cfg.begin_std).to(p.device)
     critics = TrunkCritics(p.obs_size, p.action_size, cfg.trunk, cfg.nets)
     if cfg.standardize_obs and p.obs_statistics is not None:
         critics.standardize.set(*p.obs_statistics)
