@@ -65,7 +65,7 @@ def run(options: Options) -> Answer:
     task, device = get_task(name), choose_device(options.device)
     base, refined = load(saved, device, task.action_size)
     sizes = {"obs_size": saved.obs_size or task.obs_size, "action_size": saved.action_size or task.action_size}
-    shapes = saved.shapes or (task.shows.shapes if task.shows else {})
+    shapes = saved.shapes or task.shapes
     policy = base if options.base or refined is None else refined
     kind = "refined" if policy is refined else saved.kind
     about = {"policy": kind, "task": task.name, "control_hz": task.control_hz}

@@ -204,9 +204,7 @@ def train_base(
     task = get_task(cfg.task)
     torch.manual_seed(seed)
     settings = POLICIES[cfg.policy].config(**cfg.net)
-    policy = build(
-        cfg.policy, task.obs_size, task.action_size, settings, shapes=task.shows.shapes if task.shows else None
-    )
+    policy = build(cfg.policy, task.obs_size, task.action_size, settings, shapes=task.shapes)
     how = replace(cfg.training, seed=seed)
     env = make_vector(task, 10, context=policy.context, chunk=policy.chunk)
 
