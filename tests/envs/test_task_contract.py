@@ -16,7 +16,7 @@ from policy_decorator.envs.vector import make_vector
 EVERY = tuple(TASKS) + tuple(f"{name}:{mode}" for name, task in TASKS.items() for mode in task.images)
 PER_SIMULATOR = ("metaworld/peg-insert-side", "adroit/pen", "maniskill/stack-cube", "robosuite/lift")
 IMAGES_OF_META_WORLD = "metaworld/peg-insert-side:rgb"  # stands for all fifty: the wrapper is the same
-STEPS = 3
+STEPS = 3  # of an episode
 
 
 def _get(name: str) -> Task:
@@ -41,7 +41,7 @@ def task(request: pytest.FixtureRequest) -> Task:
 
 
 def _actions(task: Task, rows: int) -> Tensor:
-    drawn = torch.rand(2 * STEPS, rows, 1, task.action_size, generator=torch.Generator().manual_seed(0))
+    drawn = torch.rand(STEPS + 1, rows, 1, task.action_size, generator=torch.Generator().manual_seed(0))
     return 2 * drawn - 1
 
 
@@ -114,7 +114,7 @@ def test_processes_do_the_same_and_end(name: str) -> None:
     here, processes = make_vector(task, 2), make_vector(task, 2, workers=2)
     running = processes.envs.processes  # pyright: ignore[reportAttributeAccessIssue]
     assert torch.equal(here.reset(7), processes.reset(7))
-    for action in _actions(task, 2):
+    for action in _actions(task, 2):  # the last is another episode's
         one, two = here.step(action), processes.step(action)
         assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     here.close()

@@ -49,13 +49,13 @@ def own(mode):
     return TASKS["toy/reach-gym"].make_env(mode)
 
 print("once")
-{guard}SimulatorVector(replace(TASKS["toy/reach-gym"]{task}), 2, workers=2).reset(0)
+{guard}SimulatorVector(replace(TASKS["toy/reach-gym"]{task}), 1, workers=1).reset(0)
 """
 MAIN = 'if __name__ == "__main__": '
 
 
 @pytest.mark.parametrize(
-    ("guard", "task", "runs"), [("", "", 1), (MAIN, ", make_env=own", 3), ("", ", make_env=own", 0)]
+    ("guard", "task", "runs"), [("", "", 1), (MAIN, ", make_env=own", 2), ("", ", make_env=own", 0)]
 )
 def test_a_program_needs_a_guard_for_environments_of_its_own_only(
     guard: str, task: str, runs: int, tmp_path: Path
