@@ -147,13 +147,13 @@ def test_actions_are_clipped(task: Task, env: Any) -> None:
 
 
 def test_a_seed_decides_the_whole_episode_whatever_came_before(task: Task, env: Any) -> None:
-    actions = _actions(task, 30)
+    actions = _actions(task, 15)
     other = task.make_env(None)
     first = _play(env, 5, actions)
-    _play(env, 6, _actions(task, 40, seed=1))
+    _play(env, 6, _actions(task, 20, seed=1))
     env.reset()
     np.testing.assert_array_equal(_play(env, 5, actions), first)
-    _play(other, 7, _actions(task, 13, seed=2))
+    _play(other, 7, _actions(task, 9, seed=2))
     np.testing.assert_array_equal(_play(other, 5, actions), first)
     assert not np.array_equal(first[-1], first[0])
     other.close()
