@@ -32,7 +32,7 @@ def pidec(*args: str) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """One run, with Stable-Baselines3 where it is installed. What is to be compiled runs as it is: that saves a minute."""
+    """One run, with Stable-Baselines3 where it is installed. What is to be compiled is not: that saves a minute."""
     folder = tmp_path_factory.mktemp("bench") / "results"
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("TORCHDYNAMO_DISABLE", "1")  # of the processes that measure
