@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from batches import finite_difference
 from torch import Tensor
 
 from policy_decorator.decorator import Residual
@@ -67,15 +68,6 @@ def test_losses_by_hand(subset: int | None, how: str) -> None:
     assert learner.actor_loss(b).item() == pytest.approx(-wanted.mean().item(), rel=1e-5)
 
 
-def _finite_difference(loss: Callable[[], Tensor], p: Tensor, k: int, eps: float = 1e-6) -> float:
-    flat, values = p.data.view(-1), []
-    for sign in (1, -1):
-        flat[k] += sign * eps
-        values.append(loss().item())
-        flat[k] -= sign * eps
-    return (values[0] - values[1]) / (2 * eps)
-
-
 @pytest.mark.parametrize("which", ["critic", "actor"])
 def test_gradients_are_those_of_finite_differences(which: str) -> None:
     learner, b = _td3(dtype=torch.float64), _batch(torch.float64)
@@ -88,7 +80,7 @@ def test_gradients_are_those_of_finite_differences(which: str) -> None:
     checked = 0
     for p, grad in zip(params, torch.autograd.grad(loss(), params), strict=True):
         for k in range(p.numel()):
-            assert grad.reshape(-1)[k].item() == pytest.approx(_finite_difference(loss, p, k), rel=1e-5, abs=1e-8)
+            assert grad.reshape(-1)[k].item() == pytest.approx(finite_difference(loss, p, k), rel=1e-5, abs=1e-8)
             checked += bool(grad.reshape(-1)[k])
     assert checked >= 20
 
