@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from policy_decorator import api, encoders, machine, snapshot
+from policy_decorator import api, machine, snapshot
 from policy_decorator.base_policies import build
 from policy_decorator.base_policies.seeing import CNNConfig
 from policy_decorator.cli import main
@@ -54,7 +54,12 @@ def frame(seed: int = 5) -> dict[str, np.ndarray]:
 # ---- learning ------------------------------------------------------------------------------------------------------
 
 
-def _learned() -> dict[str, Any]:
+@pytest.mark.slow
+def test_a_residual_corrects_what_only_the_picture_tells() -> None:
+    """The base errs to a side that the goal's colour decides.
+
+    Measured, seeds 0 to 4: 29 % -> 78 to 93 %; with pictures that are black, in training and after it, seed 0: 36 %.
+    """
     learn = Config(
         bound=1.0,
         horizon=800,
@@ -70,23 +75,9 @@ def _learned() -> dict[str, Any]:
     train = TrainConfig(total_steps=5000, warmup_steps=500, eval_every=10**9, save_every=10**9)
     sizes: dict[str, Any] = {"eval_episodes": 100, "test_episodes": 100, "keep": "last", "device": "cpu", "workers": 0}
     config = RefineConfig("toy/reach:rgb", learn=learn, train=train, compile="off", **sizes)
-    return refine(config, MisledByColour(0.13, 0.15))[0].summary
-
-
-@pytest.mark.slow
-def test_a_residual_corrects_what_only_the_picture_tells() -> None:
-    """The base errs to a side that the goal's colour decides. Measured, seeds 0 to 4: 29 % -> 78 to 93 %."""
-    summary = _learned()
+    summary = refine(config, MisledByColour(0.13, 0.15))[0].summary
     assert summary["base_success"] < 0.4
     assert summary["refined_success"] > 0.65
-
-
-@pytest.mark.slow
-def test_it_does_not_with_its_eyes_shut(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measured, seed 0: 36 %. So the floor above is one of seeing."""
-    scaled = encoders.scaled
-    monkeypatch.setattr(encoders, "scaled", lambda name, pictures: 0 * scaled(name, pictures))
-    assert _learned()["refined_success"] < 0.55
 
 
 # ---- what is learned from what -------------------------------------------------------------------------------------

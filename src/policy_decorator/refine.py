@@ -170,13 +170,14 @@ class Refinement:
 
     def check_base(self, force: bool) -> None:
         """Step 0 of the curve is the base itself. Raises UserError if it never succeeds, unless forced."""
-        episodes = self.episodes(self.base, self.cfg.eval_episodes, VALIDATION, "base", "evaluating the base")
+        n = max(self.cfg.eval_episodes, self.run.base_episodes)
+        episodes = self.episodes(self.base, n, VALIDATION, "base", "evaluating the base")
         self._tell(episodes)
         rate = episodes.rate
         self._log({"eval/base": rate, "eval/full": rate, "eval/behaviour": rate})
         if rate > 0:
             return
-        problem = f"The base policy succeeded in none of {self.cfg.eval_episodes} episodes of {self.task.name}"
+        problem = f"The base policy succeeded in none of {n} episodes of {self.task.name}"
         if not force:
             raise UserError(
                 f"{problem}: sparse success gives nothing to learn from. Improve it, check its observations and "

@@ -15,7 +15,13 @@ from policy_decorator.envs.vector import make_vector
 
 EVERY = tuple(TASKS) + tuple(f"{name}:{mode}" for name, task in TASKS.items() for mode in task.images)
 PER_SIMULATOR = ("metaworld/peg-insert-side", "adroit/pen", "maniskill/stack-cube", "robosuite/lift")
-IMAGES_OF_META_WORLD = "metaworld/peg-insert-side:rgb"  # stands for all fifty: the wrapper is the same
+IMAGES_OF_META_WORLD = "metaworld/peg-insert-side:rgb"
+DRAWN = (  # each stands for all that are drawn by the same wrapper; every Adroit hand has a camera of its own
+    "toy/reach:rgb",
+    IMAGES_OF_META_WORLD,
+    "maniskill/stack-cube:rgbd",
+    "maniskill/push-procedural-chair:rgbd",  # with cameras on the robot
+)
 STEPS = 3  # of an episode
 
 
@@ -30,8 +36,7 @@ def _get(name: str) -> Task:
 
 def _tasks() -> Iterator[str]:
     for name in EVERY:
-        drawn_as_another = name.startswith("metaworld/") or "-source:" in name  # other objects, the same pictures
-        if ":" not in name or not drawn_as_another or name == IMAGES_OF_META_WORLD:
+        if ":" not in name or name.startswith("adroit/") or name in DRAWN:
             yield name
 
 

@@ -110,6 +110,7 @@ def test_where_the_base_hands_over_is_written_down(tmp_path: Path, make_config: 
     refined, _ = refine(config, cast(Any, steady), folder)
     lines = [line for line in folder.metrics() if "eval/full" in line]
     begin = lines[0]["train/guide_steps"]  # of the base's own evaluation
+    assert len(folder.evaluations("base")[0]["seeds"]) == 100 > config.eval_episodes  # as in the paper
     assert [line["train/guide_steps"] for line in lines] == [begin, begin, begin, begin - 2]  # as it was evaluated
     actor: Any = refined.policy.actor
     assert refined.summary["guide_steps"] == actor.guide_steps == begin - 4

@@ -37,6 +37,8 @@ class Config(OffPolicyConfig):
     step_back: int | Literal["auto"] = "auto"
     """Environment steps by which the base hands over earlier; auto: the paper's 10, or as many more as it takes to
     come to 0 in a short run, even if half of its evaluations are no good."""
+    begin_episodes: int = 100
+    """Episodes of the base (at least; no fewer than are evaluated anyway) whose successes say where h begins."""
     success_window: int = 1
     """Evaluations in the mean that is compared with the best one."""
     success_tolerance: float = 0.05
@@ -44,8 +46,8 @@ class Config(OffPolicyConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(1 if self.step_back == "auto" else self.step_back, self.success_window) < 1:
-            raise UserError("step_back and success_window must be at least 1.")
+        if min(1 if self.step_back == "auto" else self.step_back, self.success_window, self.begin_episodes) < 1:
+            raise UserError("step_back, success_window and begin_episodes must be at least 1.")
         if self.learner == "ppo":
             raise UserError("jsrl learns with sac or td3.")
 
@@ -152,4 +154,9 @@ def build(cfg: Config, p: Problem) -> Run:
         policy=JumpStarted(p.base, actor, composition),
         monitor=Monitor(composition.idle),
     )
-    return replace(run, evaluated=curriculum.evaluated, facts=lambda: {"guide_steps": int(actor.guide_steps)})
+    return replace(
+        run,
+        base_episodes=cfg.begin_episodes,
+        evaluated=curriculum.evaluated,
+        facts=lambda: {"guide_steps": int(actor.guide_steps)},
+    )

@@ -146,6 +146,8 @@ class Run:
     """What is being learned, fully trusted: evaluated, saved and handed to the user."""
     update: Callable[[Transition], dict[str, Tensor]] | None = None
     """The learner's update compiled or replayed from CUDA graphs; None: as it is."""
+    base_episodes: int = 1
+    """Of the base at least, in its own evaluation before training."""
     evaluated: Callable[[Episodes], None] | None = None
     """Told of every evaluation during training, and of the base's own before it."""
     offline: Offline | None = None
