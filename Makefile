@@ -16,11 +16,13 @@ help: ## list the targets (default)
 
 setup: $(STAMP) ## build .venv with the versions of constraints.txt (at once when done)
 
-# torch first and alone: a build that is already in .venv (CPU-only, another CUDA) is then kept as it is.
+# torch first and alone: a build that is already in .venv (CPU-only, another CUDA) is then kept as it is. pip compiles on one
+# core, compileall on all of them; neither minds files that are no Python, which some libraries have.
 $(STAMP): pyproject.toml constraints.txt
 	@$(MAKE) venv
-	$(BIN)/python -m pip install -c constraints.txt torch
-	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --no-compile -c constraints.txt torch
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e ".[dev]"
+	@$(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 	@touch $(STAMP)
 
 venv: ## build an empty .venv, to install a torch of your own into before `make setup`
