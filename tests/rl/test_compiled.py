@@ -29,7 +29,7 @@ def test_compiled_updates_learn_the_same_and_go_on_from_a_snapshot(kind: str, mo
         update(new_batch(k, kind=kind))
     restore_to(learner, state)  # Adam's moments are other tensors now
     threads = torch.get_num_threads()
-    if kind != KINDS[0]:
+    if kind == "td3":
         torch.set_num_threads(threads + 1)  # for which it is compiled anew
     torch.set_rng_state(rng)
     got += [update(new_batch(k, kind=kind)) for k in range(6, 12)]
