@@ -77,9 +77,9 @@ def registered(name: str) -> Task:
 
 
 def _task(name: str, env: gym.Env[Any, Any]) -> Task:
-    spec, observed, acted = env.spec, env.observation_space, env.action_space
-    env_id = name.removeprefix(PREFIX)
-    assert spec is not None
+    observed, acted, env_id = env.observation_space, env.action_space, name.removeprefix(PREFIX)
+    assert env.spec is not None
+    spec = gym.spec(env.spec.id)  # as registered: the other names the wrappers that its maker put around it, too
     if spec.max_episode_steps is None:
         raise UserError(f"{env_id} has no time limit: register it with max_episode_steps.")
     if not isinstance(acted, gym.spaces.Box) or len(acted.shape) != 1 or not acted.is_bounded():
