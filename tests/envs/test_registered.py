@@ -1,5 +1,6 @@
 """Environments that anybody registers with Gymnasium, as tasks."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,18 @@ def test_what_it_observes_does_and_says() -> None:
 def test_what_it_lacks_is_said_at_once(name: str, why: str) -> None:
     with pytest.raises(UserError, match=why):
         get_task(f"gym/{name}")
+
+
+@pytest.mark.usefixtures("valves")
+def test_a_module_in_the_current_folder_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    monkeypatch.chdir(tmp_path)
+    torch.jit.trace(torch.nn.Linear(3, 2), torch.zeros(1, 3)).save("policy.ts")
+    evaluate = "evaluate policy.ts --task gym/valves:Valve-v0 --episodes 4 --workers 2 --quiet --json"
+    assert main(evaluate.split()) == 0
+    assert json.loads(capsys.readouterr().out)["episodes"] == 4
 
 
 def _towards_the_goal(obs: np.ndarray) -> np.ndarray:

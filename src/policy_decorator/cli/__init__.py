@@ -9,9 +9,10 @@ import json
 import os
 import sys
 import traceback
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from policy_decorator import __version__
@@ -72,6 +73,8 @@ class Command(Protocol):
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status; `argv` is `sys.argv[1:]` where it is not given."""
     args = list(sys.argv[1:] if argv is None else argv)
+    with suppress(FileNotFoundError):  # a folder that is gone
+        sys.path.append(str(Path.cwd()))  # modules of one's own are found there, as by `python -m`: for gym/MODULE:ID
     try:
         return _dispatch(args)
     except UserError as error:
