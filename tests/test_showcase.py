@@ -33,6 +33,22 @@ def test_an_episode_that_its_seed_brings_back_is_filmed(rendered: list[int], tmp
     assert rendered == [40]
 
 
+def test_a_renderer_that_fails_costs_no_more_than_the_film(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(showcase, "renderer", lambda: "egl")
+    display, points = Said(), {"point": (0, 1, 0), "goal": (2, 3, 2)}
+    make_env = TASK.make_env
+
+    def undrawable(mode: str | None) -> Any:
+        if mode is not None:
+            raise ModuleNotFoundError("pygame is not installed")
+        return make_env(mode)
+
+    task = replace(TASK, make_env=undrawable, points=points)
+    assert showcase.film(task, tmp_path, _comparison(), display) == tmp_path / "videos" / "paths.png"
+    (line,) = [line for line in display.lines if line.startswith("No film")]
+    assert line.endswith("could not be drawn (pygame is not installed).")
+
+
 @pytest.mark.parametrize("points", [{"point": (0, 1, 0), "goal": (2, 3, 2)}, None])
 def test_where_the_seed_leads_elsewhere_paths_are_drawn(points: Any, rendered: list[int], tmp_path: Path) -> None:
     comparison, display = _comparison(), Said()

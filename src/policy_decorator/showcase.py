@@ -23,7 +23,8 @@ def film(task: Task, folder: Path, comparison: Comparison, display: Display) -> 
     An episode is filmed by playing its actions again from its seed. Where that begins elsewhere than the episode did,
     as after simulation on a GPU, whose layouts follow not the seed alone, the film would show another one: paths then.
 
-    Returns what was written, None for a task without anything to look at. Never fails for lack of a screen.
+    Returns what was written, None for a task without anything to look at. Never fails for lack of a screen or by a
+    renderer.
     """
     index = pick(comparison)
     pair = [(played, played.episodes) for played in (comparison.base, comparison.refined)]
@@ -34,8 +35,11 @@ def film(task: Task, folder: Path, comparison: Comparison, display: Display) -> 
     videos.mkdir(exist_ok=True)
     drawn = task.renders and renderer() is not None
     if drawn and _comes_back(task, seed, comparison.base.trajectories[seed]):
-        return _render(task, seed, actions, success, videos, display)
-    if drawn:
+        try:
+            return _render(task, seed, actions, success, videos, display)
+        except Exception as error:  # of anybody's renderer; the run is to have its report all the same
+            display.say(f"No film: {task.name} could not be drawn ({error}).")
+    elif drawn:
         display.say(f"No film: from seed {seed} alone {task.name} begins elsewhere than the test episode did.")
     elif task.renders:
         display.say(how_to_render())

@@ -12,6 +12,7 @@ import sys
 from typing import Any, Literal, cast
 
 import numpy as np
+from gymnasium.error import DependencyNotInstalled
 
 from policy_decorator.envs.task import Task
 from policy_decorator.errors import UserError
@@ -137,7 +138,10 @@ def _draws(backend: str) -> bool:
 
 
 def _picture(env: Any) -> np.ndarray:
-    frame = np.asarray(env.render())
+    try:
+        frame = np.asarray(env.render())
+    except DependencyNotInstalled as error:  # which says how to install it
+        raise UserError(f"No picture can be drawn: {error}.") from error
     if frame.ndim != 3 or frame.shape[2] != 3:
         raise UserError(f"The environment rendered an array of shape {frame.shape}, not a picture (H, W, 3).")
     return frame
