@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status; `argv` is `sys.argv[1:]` where it is not given."""
     args = list(sys.argv[1:] if argv is None else argv)
     with suppress(FileNotFoundError):  # a folder that is gone
-        sys.path.append(str(Path.cwd()))  # modules of one's own are found there, as by `python -m`: for gym/MODULE:ID
+        if (here := str(Path.cwd())) not in sys.path:  # where `python -m` finds modules too: for gym/MODULE:ID
+            sys.path.append(here)
     try:
         return _dispatch(args)
     except UserError as error:

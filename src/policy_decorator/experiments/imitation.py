@@ -7,6 +7,7 @@ provenance.json. What they hold is not trained again. A seed is the training's; 
 """
 
 import csv
+import shlex
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -194,8 +195,11 @@ def collect(cfg: ImitationConfig) -> None:
     atomic_csv(out / "curves.csv", CURVES, [row for key in order for row in curves[key]])
     seeds = " ".join(sorted({key[2] for key in order}, key=int))
     tasks = " ".join(dict.fromkeys(key[0] for key in order))
+    policies = shlex.join(dict.fromkeys(key[1] for key in order))
     record = {name: x for name, x in provenance(None).items() if name not in ("argv", "git", "seed")}
-    command = f"python -m policy_decorator.experiments.imitation {tasks} --data DATA --seeds {seeds}"
+    command = (
+        f"python -m policy_decorator.experiments.imitation {tasks} --policies {policies} --data DATA --seeds {seeds}"
+    )
     revisions = sorted({str(summary[key][0][-2]) for key in order})
     atomic_json(out / "provenance.json", {"command": command, "git_revisions": revisions} | record)
 
