@@ -153,6 +153,12 @@ def test_the_loss_is_the_squared_error_of_the_noise() -> None:
     assert loss.item() == pytest.approx(0.46, abs=0.15)
 
 
+def test_the_loss_of_predicted_actions_is_their_squared_error() -> None:
+    policy = oracle(DiffusionPolicy(dataclasses.replace(SMALL, prediction="sample"), 3, 2), Predict(0.0))
+    actions = torch.rand(16, 8, 2) * 2 - 1
+    torch.testing.assert_close(policy.loss(torch.randn(16, 2, 3), actions), (actions**2).mean())
+
+
 def test_ddim_is_its_formula_with_clipped_actions_and_the_noise_as_predicted() -> None:
     policy = oracle(DiffusionPolicy(DiffusionConfig(), 3, 2), Predict(0.5))
     noise = torch.randn(4, 16, 2)
@@ -192,8 +198,14 @@ def test_a_network_that_knows_the_actions_is_followed_by_every_sampler() -> None
             kept = torch.tensor([abar(int(k)) for k in step])[:, None, None]
             return (noisy - kept.sqrt() * actions) / (1 - kept).sqrt()
 
-    for cfg in (DiffusionConfig(), DiffusionConfig(ddim_steps=16), DiffusionConfig(sampler="ddpm")):
-        policy = oracle(DiffusionPolicy(cfg, 3, 2), Knows())
+    class KnowsThem(nn.Module):
+        def forward(self, noisy: Tensor, step: Tensor, condition: Tensor) -> Tensor:
+            return actions
+
+    samplers = DiffusionConfig(), DiffusionConfig(ddim_steps=16), DiffusionConfig(sampler="ddpm")
+    of_actions = [(dataclasses.replace(cfg, prediction="sample"), KnowsThem()) for cfg in samplers]
+    for cfg, network in (*((cfg, Knows()) for cfg in samplers), *of_actions):
+        policy = oracle(DiffusionPolicy(cfg, 3, 2), network)
         answer = policy.act(torch.zeros(5, 2, 3))  # row 0 of the sequence belongs to the frame before
         torch.testing.assert_close(answer, actions[:, 1:5], rtol=1e-3, atol=1e-3)
 
@@ -228,6 +240,7 @@ def test_what_stands_before_it_is_trained_too() -> None:
         ({"step_size": 7}, "even"),
         ({"ddim_steps": 101}, "between 1 and 100"),
         ({"sampler": "euler"}, "'ddim' or 'ddpm'"),
+        ({"prediction": "velocity"}, "'epsilon' or 'sample'"),
         ({"chunk": 0}, "at least 1"),
     ],
 )
@@ -267,9 +280,10 @@ def test_diffusers_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_learns_both_ways_and_not_their_mean() -> None:
+@pytest.mark.parametrize("prediction", ["epsilon", "sample"])
+def test_learns_both_ways_and_not_their_mean(prediction: Literal["epsilon", "sample"]) -> None:
     torch.manual_seed(0)
-    cfg, demos = DiffusionConfig(context=1, horizon=4, widths=(32, 64)), two_ways()
+    cfg, demos = DiffusionConfig(context=1, horizon=4, widths=(32, 64), prediction=prediction), two_ways()
     policy = DiffusionPolicy(cfg, 4, 2)
     imitate(policy, demos, ImitateConfig(steps=400, batch_size=64, lr=3e-3, ema=0.99))
     slow = DiffusionPolicy(dataclasses.replace(cfg, sampler="ddpm"), 4, 2)

@@ -30,31 +30,33 @@ def _draw(denoising: Denoising, n: int = 5) -> tuple[Tensor, Tensor, Tensor]:
     return seen, noise.unflatten(-1, (-1, 8, 2)), denoising(seen, noise)[0]
 
 
+@pytest.mark.parametrize("cfg", [SMALL, replace(SMALL, prediction="sample")])
 @pytest.mark.parametrize("k", [0, 1, 2, 3])
 @pytest.mark.parametrize("scale", [0.2, 3.0])  # of x: with the larger one predicted actions are clipped
-def test_a_step_is_the_librarys_ddim_step_with_eta_1(k: int, scale: float) -> None:
-    d = _denoising()
+def test_a_step_is_the_librarys_ddim_step_with_eta_1(k: int, scale: float, cfg: DiffusionConfig) -> None:
+    d = _denoising(cfg)
     x, condition, drawn = scale * torch.randn(6, 8, 2), torch.randn(6, 6), torch.randn(6, 8, 2)
     place, t = torch.full((6,), k), [15, 10, 5, 0][k]
     with torch.no_grad():
         mean, std = d.gaussian(d.policy.network(d.count - 1), x, place, condition)
-        noise = d.policy.network(d.count - 1)(x, torch.full((6,), t), condition)
+        predicted = d.policy.network(d.count - 1)(x, torch.full((6,), t), condition)
     schedule: Any = d.policy.denoising
-    one: Any = schedule.step(noise, t, x, eta=1.0, variance_noise=drawn)
+    one: Any = schedule.step(predicted, t, x, eta=1.0, variance_noise=drawn)
     torch.testing.assert_close(mean + std * drawn, one.prev_sample, rtol=1e-4, atol=1e-5)
     assert (std[0, 0, 0] > 0.01) == (k < 3)  # the last step has no noise of its own
 
 
+@pytest.mark.parametrize("cfg", [DDPM, replace(DDPM, prediction="sample")])
 @pytest.mark.parametrize("k", [0, 7, 18, 19])
-def test_over_all_steps_it_is_the_librarys_ddpm_step(k: int) -> None:
-    d = _denoising(DDPM)
+def test_over_all_steps_it_is_the_librarys_ddpm_step(k: int, cfg: DiffusionConfig) -> None:
+    d = _denoising(cfg)
     x, condition = 2 * torch.randn(6, 8, 2), torch.randn(6, 6)
     with torch.no_grad():
         mean, std = d.gaussian(d.policy.network(d.count - 1), x, torch.full((6,), k), condition)
-        noise = d.policy.network(d.count - 1)(x, torch.full((6,), 19 - k), condition)
+        predicted = d.policy.network(d.count - 1)(x, torch.full((6,), 19 - k), condition)
     schedule: Any = d.policy.denoising
     generator, again = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
-    one: Any = schedule.step(noise, 19 - k, x, generator=generator)
+    one: Any = schedule.step(predicted, 19 - k, x, generator=generator)
     drawn = torch.randn(6, 8, 2, generator=again)
     torch.testing.assert_close(mean + std * drawn, one.prev_sample, rtol=1e-4, atol=1e-5)
 

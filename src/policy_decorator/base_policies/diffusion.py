@@ -45,7 +45,7 @@ class DiffusionConfig:
     widths: tuple[int, ...] = (64, 128, 256)
     """Channels of the U-Net's levels; the original Diffusion Policy has 256 512 1024."""
     network: Literal["unet", "mlp"] = "unet"
-    """What predicts the noise: a U-Net (the paper), or a residual MLP (DPPO)."""
+    """What predicts: a U-Net (the paper), or a residual MLP (DPPO)."""
     mlp_width: int = 1024
     """Units of the MLP's layers."""
     mlp_seeing: tuple[int, ...] = ()
@@ -54,6 +54,9 @@ class DiffusionConfig:
     """Features of the denoising step (released code; DPPO: 32)."""
     diffusion_steps: int = 100
     """Denoising steps that it is trained on (Table 6)."""
+    prediction: Literal["epsilon", "sample"] = "epsilon"
+    """What the network predicts: the noise (released code), or the actions, which takes far fewer updates to be
+    precise (names of diffusers; Ramesh et al. 2022 arXiv 2204.06125 predict so)."""
     sampler: Literal["ddim", "ddpm"] = "ddim"
     """How it denoises while acting: in `ddim_steps` steps (released code online), or in all of them, randomly."""
     ddim_steps: int = 4
@@ -84,6 +87,8 @@ class DiffusionConfig:
             )
         if self.sampler not in ("ddim", "ddpm"):
             raise UserError(f"sampler must be 'ddim' or 'ddpm', got {self.sampler!r}.")
+        if self.prediction not in ("epsilon", "sample"):
+            raise UserError(f"prediction must be 'epsilon' or 'sample', got {self.prediction!r}.")
         if not 1 <= self.ddim_steps <= self.diffusion_steps:
             raise UserError(f"ddim_steps must be between 1 and {self.diffusion_steps}, got {self.ddim_steps}.")
         if not 0 <= self.late_steps < self.acting_steps:
@@ -172,11 +177,12 @@ class DiffusionPolicy(nn.Module):
         return self.unet.modulation(step, condition)
 
     def loss(self, window: Tensor, actions: Tensor) -> Tensor:
-        """Mean squared error of the predicted noise. (B, To, Do), (B, Th, Da) -> (), random."""
+        """Mean squared error of the predicted noise, or of the actions. (B, To, Do), (B, Th, Da) -> (), random."""
         noise = torch.randn_like(actions)
         step = torch.randint(self.cfg.diffusion_steps, (len(actions),), device=actions.device)
         noisy = self.noising.add_noise(actions, noise, step)
-        return F.mse_loss(self.unet(noisy, step, self.condition(window)), noise)
+        target = noise if self.cfg.prediction == "epsilon" else actions
+        return F.mse_loss(self.unet(noisy, step, self.condition(window)), target)
 
     @torch.no_grad()
     def denoise(self, noise: Tensor, condition: Tensor) -> Tensor:
@@ -188,7 +194,7 @@ class DiffusionPolicy(nn.Module):
         return x
 
     def network(self, place: int) -> nn.Module:
-        """What predicts the noise at a place 0 ... K - 1 of its denoising, the noisiest first."""
+        """What predicts at a place 0 ... K - 1 of its denoising, the noisiest first."""
         late = self.late is not None and place >= self.cfg.acting_steps - self.cfg.late_steps
         return self.late if late and self.late is not None else self.unet
 
@@ -227,7 +233,7 @@ class DiffusionPolicy(nn.Module):
 
 
 def noise_schedule(cfg: DiffusionConfig, sampler: Literal["ddim", "ddpm"]) -> Any:
-    """A scheduler of diffusers, set to its steps: squared cosine, noise predicted, actions clipped at every step.
+    """A scheduler of diffusers, set to its steps: squared cosine, actions clipped at every step.
 
     Raises:
         MissingExtra: diffusers is not installed.
@@ -241,7 +247,7 @@ def noise_schedule(cfg: DiffusionConfig, sampler: Literal["ddim", "ddpm"]) -> An
     schedule = kind(
         num_train_timesteps=cfg.diffusion_steps,
         beta_schedule="squaredcos_cap_v2",
-        prediction_type="epsilon",
+        prediction_type=cfg.prediction,
         clip_sample=True,
         timestep_spacing="leading",
     )

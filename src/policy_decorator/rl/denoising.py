@@ -41,7 +41,7 @@ class Diffusion(Protocol):
     @property
     def denoising(self) -> Any: ...  # a DDIMScheduler or a DDPMScheduler of diffusers, set to its steps
     def condition(self, window: Tensor) -> Tensor: ...  # (N, To, Do) -> (N, C)
-    def network(self, place: int) -> Any: ...  # of step 0 ... K - 1: noisy (N, Th, Da), step (N,), (N, C) -> noise
+    def network(self, place: int) -> Any: ...  # of step 0 ... K - 1: noisy (N, Th, Da), step (N,), (N, C) -> the same
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class Denoising:
         # Differs from the paper: where x0 is clipped, DPPO's DDIM derives the noise anew from it. A base that acts by
         # DDIM does not (the default of diffusers), so neither do its chains; DDPM is the same thing with it.
         self.renews = "DDPM" in type(schedule).__name__
+        self.predicts_noise = schedule.config.prediction_type == "epsilon"
         self.limit = float(schedule.config.clip_sample_range)
         self.steps, self.count = steps, len(steps)
         self.tuned = min(self.cfg.tuned_steps, self.count)
@@ -98,8 +99,12 @@ class Denoising:
         tested against it.
         """
         now, before = (abar[place][:, None, None] for abar in (self.now, self.before))
-        noise = net(x, self.steps[place], condition)
-        clean = ((x - (1 - now).sqrt() * noise) / now.sqrt()).clamp(-self.limit, self.limit)
+        predicted = net(x, self.steps[place], condition)
+        if self.predicts_noise:
+            noise, clean = predicted, (x - (1 - now).sqrt() * predicted) / now.sqrt()
+        else:
+            noise, clean = (x - now.sqrt() * predicted) / (1 - now).sqrt(), predicted
+        clean = clean.clamp(-self.limit, self.limit)
         if self.renews:
             noise = (x - now.sqrt() * clean) / (1 - now).sqrt()
         variance = (1 - before) / (1 - now) * (1 - now / before)
