@@ -68,7 +68,7 @@ DENOISING = {
     "prediction": "sample",
     "ddim_steps": 10,
 }
-"""DPPO's network, of which a step costs far less than the U-Net's. It predicts the actions, and no more of them than are
+"""DPPO's network, of which a step costs far less than the U-Net's. It predicts the actions, and no more than are
 executed: a network that predicts noise has hardly learned to make precise actions of it when time is up."""
 LONG: Mapping[str, Any] = {"lr": 1e-3, "warmup_steps": 500, "ema": 0.999}
 DIFFUSION: Mapping[str, Any] = {
