@@ -68,6 +68,21 @@ def test_targets_are_padded_by_the_control(task: str, pad_start: bool) -> None:
     np.testing.assert_array_equal(actions, targets[drawn])
 
 
+def test_nothing_behind_an_end_is_learned_where_it_is_not_wanted() -> None:
+    everything = sliced(pad_start=True, absolute=True)
+    ends = np.cumsum(LENGTHS)
+    inside = [
+        i for i in range(len(everything)) if i - (CONTEXT - 1) + HORIZON - 1 < ends[np.searchsorted(ends, i, "right")]
+    ]
+    windows = load_windows(policy(), demos("mine"), ImitateConfig(pad_end=False), CPU, None)  # no task is asked
+    assert windows.newest.tolist() == inside == list(range(6, 6 + 18))  # of 23 steps, all but the last five
+    targets = windows.targets(torch.arange(len(inside)))
+    np.testing.assert_array_equal(targets, np.array([everything[i][1] for i in inside]))
+    long = DiffusionPolicy(DiffusionConfig(context=CONTEXT, horizon=40, widths=(8, 8), step_size=4), 2, ACTION)
+    with pytest.raises(UserError, match="has 23 and needs 38"):
+        load_windows(long, demos("mine"), ImitateConfig(pad_end=False), CPU, None)
+
+
 def test_the_released_range_of_starts() -> None:
     first, newest = window_bounds(torch.tensor([30]), 2, pad_start=False, ahead=True)
     assert (newest - 1).tolist() == list(range(-1, 30 - 2))  # range(-(To - 1), L - Th + (Th - To))

@@ -77,6 +77,9 @@ class ImitateConfig:
     """Of the network, the clusters, the batches and the dropout."""
     pad_start: bool = True
     """Also train on windows that reach before the episode, and on every episode's last; False is the released code."""
+    pad_end: bool = True
+    """Also train a policy that predicts ahead on actions behind an episode's end, where it holds still. To be left out
+    where episodes end before the task is done: it is learned, too."""
     obs_noise: float = 0.0
     """Noise in the states it is trained on, in standard deviations of the demonstrations (not in the paper). A policy
     that sees its own last action in the state, a half-closed gripper, else runs away with its errors."""

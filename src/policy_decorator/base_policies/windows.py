@@ -6,6 +6,7 @@ windows of length To end at frame t of an episode of length L and hold frames t-
 a policy that predicts ahead has a `horizon` Th: its targets are the actions t-To+1 ... t-To+Th, of which those
 before the first repeat the first, and those behind the last are what `Task.held_actions` says
     released code   t in range(L - 1), with frames before the first
+    pad_end off     only where all Th targets are there
 a policy with a memory has a `sequence` T instead: T steps from frame t on, t in range(L), those behind the last
 repeat the last (robomimic)
 """
@@ -119,11 +120,17 @@ def load_windows(
         first, newest = sequence_bounds(lengths, frames)
     else:
         first, newest = window_bounds(lengths, frames, cfg.pad_start, ahead)
+    ends = lengths.cumsum(0) - 1  # (E,)
+    last = ends[torch.searchsorted(ends, first)]
+    if ahead and not cfg.pad_end:
+        whole = newest + horizon - frames <= last
+        first, newest, last = first[whole], newest[whole], last[whole]
     if len(newest) == 0:
         longest = int(lengths.max()) if len(lengths) else 0
+        needed = frames + 1 if not ahead else 2 if cfg.pad_end else horizon - frames + 1
         raise UserError(
-            f"No training window of {frames} frames fits into these demonstrations: the longest episode "
-            f"has {longest} and needs {2 if ahead else frames + 1}. Set pad_start or a shorter context."
+            f"No training window of {frames} frames fits into these demonstrations: the longest episode has {longest} "
+            f"and needs {needed}. Set pad_start and pad_end, or a shorter context or horizon."
         )
     observations, actions = (
         torch.as_tensor(np.asarray(array), dtype=torch.float32, device=device)
@@ -131,12 +138,10 @@ def load_windows(
     )
     if not (observations.isfinite().all() and actions.isfinite().all()):
         raise UserError("The demonstrations hold values that are not finite: record them again without.")
-    ends = lengths.cumsum(0) - 1  # (E,)
-    last = ends[torch.searchsorted(ends, first)]
     # Differs from the released code: the task says what is repeated, not always the last entry alone, so that joints
     # under absolute control and a second gripper stay where they are.
     held = torch.ones(demos.action_size, dtype=torch.bool)
-    if ahead and (entries := (task or get_task(demos.task)).held_actions) is not None:
+    if ahead and cfg.pad_end and (entries := (task or get_task(demos.task)).held_actions) is not None:
         held = torch.zeros_like(held).index_fill(0, torch.tensor(entries, dtype=torch.long) % len(held), True)
     seen = _with_pictures(observations, policy, demos)
     noise = cfg.obs_noise * observations.std(dim=0) if cfg.obs_noise else None
