@@ -70,7 +70,7 @@ STUDIES: Mapping[str, tuple[Entry, ...]] = {
     "dppo": comparisons.DPPO,
     "fine-tuning": comparisons.FINE_TUNING,
     "appendix-f": comparisons.APPENDIX_F,
-    "adroit": tuple(Entry(base, "Policy Decorator") for base in ("adroit/door", "adroit/pen")),
+    "adroit": tuple(Entry(base, "Policy Decorator") for base in ("adroit/door-weak", "adroit/pen")),
 }
 
 
