@@ -36,10 +36,8 @@ def test_every_part_is_taken_away_alone_and_left_as_in_the_paper(task: str) -> N
 def test_the_recipes_are_the_presets() -> None:
     for entry in recipes.ENTRIES:
         if entry.label in ("paper", "fast"):
-            made, preset = (
-                config(entry, 0),
-                settings(entry.label, BASES[entry.base].task, kind=BASES[entry.base].policy),
-            )
+            made, base = config(entry, 0), BASES[entry.base]
+            preset = settings(entry.label, base.task, kind=base.policy)
             same = ("n_step", "demo_share", "reward_shift", "standardize_obs", "actor_sees", "base_only_warmup", "sac")
             assert [getattr(made.learn, name) for name in same] == [getattr(preset.learn, name) for name in same]
             if entry.base.startswith("adroit"):  # Table 8, or measured

@@ -86,7 +86,15 @@ DOOR = BaseConfig(
 )
 WEAK_DOOR = replace(DOOR, training=ADROIT_TRAINING)
 """Succeeds in a fifth of the episodes: the studies `adroit` and `recipes` decorate it."""
-PEN = replace(WEAK_DOOR, task="adroit/pen", source="expert npz", file="adroit/pen_expert.npz", episodes=5, noise=0.0)
+PEN = replace(
+    DOOR,
+    task="adroit/pen",
+    source="expert npz",
+    file="adroit/pen_expert.npz",
+    episodes=5,
+    noise=0.0,
+    training=ADROIT_TRAINING,
+)
 PEG = BaseConfig(
     "metaworld/peg-insert-side", episodes=METAWORLD["peg-insert-side"], policy="mlp", training=MLP_TRAINING
 )
