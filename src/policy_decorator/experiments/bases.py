@@ -217,7 +217,12 @@ def _one_at_a_time(made: Path) -> FileLock:
 
 
 def train_base(
-    cfg: BaseConfig, demos: Demonstrations, seed: int, display: Display, checkpoint: Path | None = None
+    cfg: BaseConfig,
+    demos: Demonstrations,
+    seed: int,
+    display: Display,
+    checkpoint: Path | None = None,
+    device: torch.device | str = "cpu",
 ) -> ImitationResult:
     """Imitate the demonstrations; a training that was interrupted goes on from its `checkpoint`."""
     task = get_task(cfg.task)
@@ -225,9 +230,11 @@ def train_base(
     settings = POLICIES[cfg.policy].config(**cfg.net)
     policy = build(cfg.policy, task.obs_size, task.action_size, settings, shapes=task.shapes)
     how = replace(cfg.training, seed=seed)
-    env = make_vector(task, 10, context=policy.context, chunk=policy.chunk)
+    options: dict[str, Any] = {"context": policy.context, "chunk": policy.chunk, "device": device, "simulation": "cpu"}
+    env = make_vector(task, 10, **options) if cfg.evaluate else None
 
     def evaluate(trained: Imitator, step: int) -> float:
+        assert env is not None
         return run_episodes(env, trained, how.eval_episodes, VALIDATION).rate
 
     with display.stage(f"imitating ({cfg.policy})", how.steps) as update:
@@ -235,12 +242,14 @@ def train_base(
             policy,
             demos,
             how,
-            evaluate=evaluate if cfg.evaluate else None,
+            evaluate=None if env is None else evaluate,
+            device=device,
             progress=lambda step, steps, row: update(step, note=f"loss {row['loss']:.3f}"),
             checkpoint=checkpoint,
             resume=checkpoint is not None and checkpoint.exists(),
         )
-    env.close()
+    if env is not None:
+        env.close()
     return result
 
 

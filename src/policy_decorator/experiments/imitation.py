@@ -19,7 +19,7 @@ import tyro
 
 from policy_decorator import machine
 from policy_decorator.base_policies import POLICIES
-from policy_decorator.base_policies.checkpoint import save_policy
+from policy_decorator.base_policies.checkpoint import load_policy, save_policy
 from policy_decorator.demos.dataset import Demonstrations
 from policy_decorator.disk import atomic_csv, atomic_json, read_json
 from policy_decorator.envs import get_task
@@ -36,11 +36,14 @@ from policy_decorator.experiments.bases import (
     train_base,
 )
 from policy_decorator.experiments.side_by_side import side_by_side, spawn
+from policy_decorator.hardware import choose_device, name_of
 from policy_decorator.progress import Bars
 from policy_decorator.provenance import provenance
 from policy_decorator.statistics import wilson
 
 TEST_EPISODES, TEST_ENVS = 100, 10
+TRAINED = "trained.json"
+"""In a folder of `runs`: how its policy was trained."""
 
 
 def _trained(base: BaseConfig, policy: str, net: Mapping[str, Any], steps: int, **training: Any) -> BaseConfig:
@@ -95,7 +98,7 @@ IMITATIONS: Mapping[str, Mapping[str, BaseConfig]] = {
 KEY = ("task", "policy", "seed")
 MEASURED = (
     "demonstrations", "parameters", "steps", "batch_size", "best_step", "validation_success", "test_success",
-    "test_low", "test_high", "test_episodes", "wall_seconds", "git_revision", "git_dirty",
+    "test_low", "test_high", "test_episodes", "wall_seconds", "device", "git_revision", "git_dirty",
 )  # fmt: skip
 CURVES = (*KEY, "step", "metric", "value")
 Key = tuple[str, ...]
@@ -116,6 +119,11 @@ class ImitationConfig:
     """Where demonstrations and policies go."""
     results: Path = Path("results")
     """Where the tables go."""
+    device: str = "cpu"
+    """cpu, cuda, or auto: where policies are trained."""
+    test: bool = True
+    """With --no-test policies are trained only, for a machine that lacks the simulator; the same command without it
+    tests them where there is one."""
     only: tuple[str, str, int] | None = None
     """Make this one (task, policy, seed) and nothing else; used for the processes of `jobs`."""
 
@@ -143,19 +151,34 @@ def main(cfg: ImitationConfig) -> None:
 
 
 def train_one(cfg: ImitationConfig, task: str, policy: str, seed: int) -> None:
-    """Train, keep the best checkpoint on validation episodes, and test that one."""
+    """Train, keep the best checkpoint on validation episodes where there are any, and test what was kept.
+
+    Raises UserError: a device that is not there.
+    """
+    base, display, out = IMITATIONS[task][policy], Bars(), _folder(cfg, task, policy, seed)
+    if not (out / TRAINED).exists():
+        _train(cfg, base, seed, out, display)
+    if not cfg.test:
+        return
+    trained, started, network = read_json(out / TRAINED), time.monotonic(), load_policy(out)
     machine.use_cpu_well(torch.device("cpu"))
-    base, display, started = IMITATIONS[task][policy], Bars(), time.monotonic()
-    demos = _demonstrations(cfg, base)
-    out = _folder(cfg, task, policy, seed)
-    checkpoint = out / "checkpoint.pt"
-    resumed = checkpoint.exists()
-    result = train_base(base, demos, seed, display, checkpoint=checkpoint)
-    env = make_vector(get_task(task), TEST_ENVS, context=result.policy.context, chunk=result.policy.chunk)
+    env = make_vector(get_task(task), TEST_ENVS, context=network.context, chunk=network.chunk)
     with display.stage("testing", TEST_EPISODES) as update:
-        tested = run_episodes(env, result.policy, TEST_EPISODES, TEST, update)
+        tested = run_episodes(env, network, TEST_EPISODES, TEST, update)
     env.close()
     low, high = wilson(int(tested.success.sum()), TEST_EPISODES)
+    measured = trained["measured"]
+    if measured["wall_seconds"] is not None:
+        measured["wall_seconds"] = round(measured["wall_seconds"] + time.monotonic() - started, 1)
+    measured |= {"test_success": tested.rate, "test_low": low, "test_high": high, "test_episodes": TEST_EPISODES}
+    atomic_json(out / "result.json", trained)
+
+
+def _train(cfg: ImitationConfig, base: BaseConfig, seed: int, out: Path, display: Bars) -> None:
+    """A policy's folder, with how it came about."""
+    device, started, checkpoint = choose_device(cfg.device), time.monotonic(), out / "checkpoint.pt"
+    demos, resumed = _demonstrations(cfg, base), checkpoint.exists()
+    result = train_base(base, demos, seed, display, checkpoint=checkpoint, device=device)
     git, network = provenance(seed)["git"], result.policy
     measured = {
         "demonstrations": demos.episodes,
@@ -164,16 +187,13 @@ def train_one(cfg: ImitationConfig, task: str, policy: str, seed: int) -> None:
         "batch_size": base.training.batch_size,
         "best_step": result.best_step,
         "validation_success": result.best_success,
-        "test_success": tested.rate,
-        "test_low": low,
-        "test_high": high,
-        "test_episodes": TEST_EPISODES,
         "wall_seconds": None if resumed else round(time.monotonic() - started, 1),
+        "device": name_of(device),
         "git_revision": git.get("revision"),
         "git_dirty": git.get("dirty"),
     }
-    save_policy(result.policy, out, details={"task": task, "demonstrations": demos.describe(), "seed": seed})
-    atomic_json(out / "result.json", {"measured": measured, "history": result.history})
+    save_policy(result.policy, out, details={"task": base.task, "demonstrations": demos.describe(), "seed": seed})
+    atomic_json(out / TRAINED, {"measured": measured, "history": result.history})
     checkpoint.unlink(missing_ok=True)
 
 
@@ -233,7 +253,8 @@ def _key(folder: Path) -> Key:
 
 
 def _spawn(cfg: ImitationConfig, one: Iterable[Any]) -> int:
-    return spawn("policy_decorator.experiments.imitation", "--data", cfg.data, "--runs", cfg.runs, "--only", *one)
+    how = ("--data", cfg.data, "--runs", cfg.runs, "--device", cfg.device, "--test" if cfg.test else "--no-test")
+    return spawn("policy_decorator.experiments.imitation", *how, "--only", *one)
 
 
 if __name__ == "__main__":
