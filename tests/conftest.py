@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from policy_decorator import api
 from policy_decorator.config import RefineConfig
+from policy_decorator.errors import MissingExtra
 from policy_decorator.methods.policy_decorator import Config
 from policy_decorator.rl.nets import NetConfig
 from policy_decorator.rl.sac import SACConfig
+from policy_decorator.rl.transport import needs_pot
 from policy_decorator.train import TrainConfig
 
 torch.set_num_threads(1)
@@ -25,6 +27,15 @@ settings.load_profile("here")
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def pot() -> None:
+    """For tests that need POT."""
+    try:
+        needs_pot()
+    except MissingExtra:
+        pytest.skip("POT is not installed")
 
 
 @pytest.fixture

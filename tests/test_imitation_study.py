@@ -106,6 +106,26 @@ def test_the_same_demonstrations_are_imitated_and_on_door_by_a_transformer_of_th
     for trained in IMITATIONS.values():
         demos = {(base.task, base.source, base.file, base.episodes) for base in trained.values()}
         assert len(demos) == 1, "they imitate the same demonstrations"
-        assert all(base.evaluate for base in trained.values())
-    made = BeTConfig(**IMITATIONS["adroit/door"]["BeT"].net)
-    assert replace(made, standardize_obs=False) == BeTConfig()
+        assert len({base.evaluate for base in trained.values()}) == 1, "their checkpoints are chosen in the same way"
+    for name in ("BeT", "BeT, batch 2048", "BeT, Table 5"):
+        made = BeTConfig(**IMITATIONS["adroit/door"][name].net)
+        assert replace(made, standardize_obs=False) == BeTConfig()
+    paper = IMITATIONS["adroit/door"]["BeT, Table 5"].training
+    assert paper == ImitateConfig(steps=5_000, batch_size=2_048, lr=1e-4, eval_every=500)
+
+
+def test_what_a_machine_without_the_simulator_trained_is_tested_on_another(
+    toys: dict[str, BaseConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = ImitationConfig(("toy/reach",), ("MLP",), (0,), runs=tmp_path, results=tmp_path)
+    monkeypatch.setitem(toys, "MLP", replace(TOY, evaluate=False))
+    with monkeypatch.context() as without:
+        without.setattr(bases, "make_vector", lambda *_, **how: pytest.fail("needs a simulator"))
+        bases.kept_demonstrations(TOY, 0, tmp_path, tmp_path / "bases", Silent())
+        main(replace(cfg, test=False))
+    assert not (tmp_path / "imitation" / "summary.csv").exists()
+    monkeypatch.setattr(imitation, "train_base", lambda *_, **how: pytest.fail("trained again"))
+    main(cfg)
+    (row,) = _rows(tmp_path / "imitation" / "summary.csv")
+    assert float(row["test_success"]) > 0.3
+    assert (row["validation_success"], row["best_step"], row["device"]) == ("", "300", "cpu")

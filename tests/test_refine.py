@@ -83,10 +83,14 @@ def test_measuring_the_threads_leaves_no_trace(
 
 @pytest.mark.parametrize("method", ["dac", "gail", "jsrl", "cql", "fish"])
 def test_threads_are_measured_on_batches_of_every_method(
-    method: str, make_config: MakeConfig, steady: nn.Module, monkeypatch: pytest.MonkeyPatch
+    method: str,
+    make_config: MakeConfig,
+    steady: nn.Module,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     if method == "fish":
-        pytest.importorskip("ot", reason="POT is not installed")
+        request.getfixturevalue("pot")
     shown = record_expert(TASKS["toy/reach"], 3, seed=500_000)
     measured: list[int] = []
 

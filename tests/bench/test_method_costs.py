@@ -101,9 +101,9 @@ def test_a_chunk_is_as_many_environment_steps_as_it_has_actions() -> None:
     assert run.collector.step == SMALL.envs * run.collector.action.shape[1] > SMALL.envs
 
 
+@pytest.mark.usefixtures("pot")
 def test_rewards_of_whole_episodes_cost_what_an_episode_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that only they take time on, a tenth of a second per frame: 13 frames are 12 steps and the first."""
-    pytest.importorskip("ot", reason="POT is not installed")
     clock = SimpleNamespace(now=0.0)
 
     def score(episode: Tensor) -> Tensor:

@@ -23,10 +23,7 @@ from policy_decorator.rl.nets import NetConfig
 from policy_decorator.rl.sac import SACConfig
 from policy_decorator.rl.transport import TransportReward, episodes_of, of_windows, transport_rewards
 
-
-@pytest.fixture(autouse=True)
-def _pot() -> None:
-    pytest.importorskip("ot", reason="POT is not installed")
+pytestmark = pytest.mark.usefixtures("pot")
 
 
 def _shown(episodes: int = 3, length: int = 10) -> Demonstrated:

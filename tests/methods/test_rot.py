@@ -30,10 +30,7 @@ from policy_decorator.rl.sac import SACConfig
 from policy_decorator.rl.transport import TransportReward
 from policy_decorator.runlog import RunFolder
 
-
-@pytest.fixture(autouse=True)
-def _pot() -> None:
-    pytest.importorskip("ot", reason="POT is not installed")
+pytestmark = pytest.mark.usefixtures("pot")
 
 
 def _base(kind: str) -> Any:

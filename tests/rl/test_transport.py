@@ -1,6 +1,9 @@
 """Optimal-transport rewards against plans that are known."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +13,17 @@ from scipy.optimize import linear_sum_assignment
 from policy_decorator.errors import MissingExtra
 from policy_decorator.rl.transport import FIRST_SUM, TransportReward, transport_plan, transport_rewards
 
+pytestmark = pytest.mark.usefixtures("pot")
 
-@pytest.fixture(autouse=True)
-def _pot() -> None:
-    pytest.importorskip("ot", reason="POT is not installed")
+
+@pytest.mark.parametrize("other", ["jax", "cupy", "tensorflow"])
+def test_the_gpu_is_not_given_to_other_libraries(other: str, tmp_path: Path) -> None:
+    (tmp_path / f"{other}.py").write_text("raise SystemExit('it would take most of the memory of a GPU')")
+    code = "from policy_decorator.rl.transport import needs_pot; print(needs_pot().__version__)"
+    where = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    for name in ("JAX", "CUPY", "TENSORFLOW"):
+        where.pop(f"POT_BACKEND_DISABLE_{name}", None)
+    subprocess.run([sys.executable, "-c", code], env=where, check=True)
 
 
 def test_a_plan_that_can_be_seen() -> None:

@@ -5,6 +5,7 @@
 Of all demonstrations the one that gives the highest sum counts. The scale makes the first episode's sum -10.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,12 @@ FIRST_SUM = 10.0
 
 def needs_pot() -> Any:
     """POT, the library of the transport plans. Raises MissingExtra: it is not installed."""
+    for name in (
+        "JAX",
+        "CUPY",
+        "TENSORFLOW",
+    ):  # which it would load if they are there: JAX takes most of a GPU's memory
+        os.environ.setdefault(f"POT_BACKEND_DISABLE_{name}", "1")
     try:
         import ot
     except ImportError:
