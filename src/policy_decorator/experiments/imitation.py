@@ -42,7 +42,6 @@ from policy_decorator.provenance import provenance
 from policy_decorator.statistics import wilson
 
 TEST_EPISODES, TEST_ENVS = 100, 10
-GPU_STEPS = 15_000
 TRAINED = "trained.json"
 """In a folder of `runs`: how its policy was trained."""
 
@@ -55,12 +54,6 @@ def _trained(base: BaseConfig, policy: str, net: Mapping[str, Any], steps: int, 
     return replace(base, policy=policy, net=net, training=training_of, evaluate=True)
 
 
-def _unseen(base: BaseConfig, policy: str, net: Mapping[str, Any], training: Mapping[str, Any]) -> BaseConfig:
-    """On a GPU, of which the machine need not have the simulator: the last checkpoint is kept, not the best."""
-    how = {"batch_size": 1_024, "obs_noise": 0.05, **training, "eval_every": GPU_STEPS}
-    return replace(_trained(base, policy, net, GPU_STEPS, **how), evaluate=False)
-
-
 # What half an hour of one core can do. Tables 5 and 7 have batches of 1024 and 2048 and up to 200,000 steps. Here the
 # learning rate falls, states are standardised and noisy, and networks are smaller (but for Door's BeT), so that more
 # windows are seen. Door's BeT forgets again what it had learned in 1,000 steps, but for noise and a running mean. Most
@@ -68,6 +61,8 @@ def _unseen(base: BaseConfig, policy: str, net: Mapping[str, Any], training: Map
 PAPER_BET: Mapping[str, Any] = {
     "batch_size": 128, "lr": 5e-4, "warmup_steps": 250, "obs_noise": 0.2, "ema": 0.99, "eval_every": 500
 }  # fmt: skip
+LARGE_BATCHES = {**PAPER_BET, "batch_size": 2_048, "eval_every": 1_000}
+"""Table 5's, for a GPU."""
 DENOISING = {
     "context": 2,
     "horizon": 16,
@@ -81,29 +76,25 @@ DENOISING = {
 }
 """DPPO's network, of which a step costs far less than the U-Net's. It predicts the actions: one that predicts noise has
 hardly learned to make precise actions of it when time is up."""
-UNET = {"prediction": "sample", "ddim_steps": 10}
 LONG: Mapping[str, Any] = {"lr": 1e-3, "warmup_steps": 500, "ema": 0.999}
 DIFFUSION: Mapping[str, Any] = {
-    "lr": 1e-3, "warmup_steps": 100, "ema": 0.995, "betas": (0.95, 0.999), "weight_decay": 1e-6
+    "lr": 1e-3, "warmup_steps": 100, "ema": 0.995, "batch_size": 256, "betas": (0.95, 0.999), "weight_decay": 1e-6
 }  # fmt: skip
-DOOR_DIFFUSION: Mapping[str, Any] = {
-    **DIFFUSION, "batch_size": 256, "obs_noise": 0.1, "pad_end": False, "eval_every": 750
-}  # fmt: skip
+DOOR_DIFFUSION: Mapping[str, Any] = {**DIFFUSION, "obs_noise": 0.1, "pad_end": False, "eval_every": 750}
 
 IMITATIONS: Mapping[str, Mapping[str, BaseConfig]] = {
     "adroit/door": {
         "BeT": _trained(DOOR, "bet", {"context": 10}, 3_000, **PAPER_BET),
         "BeT, bounded": _trained(DOOR, "bet", {"context": 10, **BOUNDED}, 3_000, **PAPER_BET),
-        "BeT, batch 2048": _trained(DOOR, "bet", {"context": 10}, 3_000, **{**PAPER_BET, "batch_size": 2048}),
-        "BeT, Table 5": _trained(DOOR, "bet", {"standardize_obs": False}, 5_000, schedule="constant", eval_every=500),
+        "BeT, batch 2048": _trained(DOOR, "bet", {"context": 10}, 3_000, **LARGE_BATCHES),
+        "BeT, Table 5": _trained(DOOR, "bet", {"standardize_obs": False}, 5_000, schedule="constant", eval_every=1_000),
         "Diffusion": _trained(DOOR, "diffusion", DENOISING, 6_000, **DOOR_DIFFUSION),
     },
     "adroit/pen": {"BeT": PEN, "BeT, bounded": replace(PEN, net={**PEN.net, **BOUNDED})},
     "maniskill/stack-cube": {
-        "MLP": _unseen(STACK_CUBE, "mlp", {}, LONG),
-        "BeT": _unseen(STACK_CUBE, "bet", {}, LONG),
-        "Diffusion": _unseen(STACK_CUBE, "diffusion", DENOISING, DIFFUSION),
-        "Diffusion, U-Net": _unseen(STACK_CUBE, "diffusion", UNET, {**DIFFUSION, "lr": 3e-4}),
+        "MLP": _trained(STACK_CUBE, "mlp", {}, 20_000, **LONG, batch_size=256, obs_noise=0.05),
+        "BeT": _trained(STACK_CUBE, "bet", {"context": 5, "layers": 2}, 20_000, **LONG, batch_size=128, obs_noise=0.05),
+        "Diffusion": _trained(STACK_CUBE, "diffusion", DENOISING, 40_000, **DIFFUSION, obs_noise=0.05),
     },
 }
 """Task -> name -> what is trained."""
