@@ -8,7 +8,8 @@ import torch
 from learners import KINDS, assert_same, new_batch, new_learner, restore_to, state_of
 from torch._dynamo.exc import InternalTorchDynamoError
 
-from policy_decorator.rl import compiled
+from policy_decorator.rl import compiled, descent
+from policy_decorator.rl.captured import Captured
 from policy_decorator.rl.compiled import Compiled
 
 
@@ -38,6 +39,31 @@ def test_compiled_updates_learn_the_same_and_go_on_from_a_snapshot(kind: str, mo
     assert update.works == {False: True, True: True}
     assert_same(got, wanted, close=True)
     assert_same(state_of(learner), state_of(plain), close=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("captures", [False, True])
+def test_on_a_gpu_they_learn_the_same_too(captures: bool) -> None:
+    plain, learner = new_learner("sac", 2, "cuda"), new_learner("sac", 2, "cuda")
+    graphs = Compiled(learner)
+    update = Captured(learner, graphs.step) if captures else graphs
+    batches = [new_batch(k, device="cuda") for k in range(12)]
+    torch.manual_seed(1)
+    wanted = [plain.update(b) for b in batches]
+    torch.manual_seed(1)
+    got = [update(b) for b in batches]
+    assert graphs.works == {False: True, True: True}
+    assert_same(got, wanted, close=True)
+    assert_same(state_of(learner), state_of(plain), close=True)
+
+
+def test_adam_is_called_so_that_it_can_be_compiled_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch looks for steps that are given by name, and never compiles a call where those are on a GPU."""
+    called, adam = [], descent.adam
+    monkeypatch.setattr(descent, "adam", lambda *args, **how: (called.append(how), adam(*args, **how)))
+    new_learner().update(new_batch(0))
+    assert called
+    assert not any("state_steps" in how for how in called)
 
 
 def test_without_a_compiler_it_warns_and_learns_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,10 +35,10 @@ class Descent(Adam):
             adam(
                 params,
                 grads,
-                exp_avgs=[state["exp_avg"] for state in states],
-                exp_avg_sqs=[state["exp_avg_sq"] for state in states],
-                max_exp_avg_sqs=[],
-                state_steps=[state["step"] for state in states],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                [state["step"] for state in states],  # by place: PyTorch never compiles it with steps by name on a GPU
                 amsgrad=False,
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
