@@ -59,7 +59,7 @@ def _trained(base: BaseConfig, policy: str, net: Mapping[str, Any], steps: int, 
 # windows are seen. Door's BeT forgets again what it had learned in 1,000 steps, but for noise and a running mean. Most
 # of its demonstrations end before the door is wide open: what is behind their end is left out.
 PAPER_BET: Mapping[str, Any] = {
-    "batch_size": 128, "lr": 5e-4, "warmup_steps": 250, "obs_noise": 0.2, "ema": 0.99, "eval_every": 500
+    "batch_size": 128, "lr": 5e-4, "warmup_steps": 250, "obs_noise": 0.2, "ema": 0.99, "eval_every": 250
 }  # fmt: skip
 LARGE_BATCHES = {**PAPER_BET, "batch_size": 2_048, "eval_every": 1_000}
 """Table 5's, for a GPU."""
@@ -84,9 +84,9 @@ DOOR_DIFFUSION: Mapping[str, Any] = {**DIFFUSION, "obs_noise": 0.1, "pad_end": F
 
 IMITATIONS: Mapping[str, Mapping[str, BaseConfig]] = {
     "adroit/door": {
-        "BeT": _trained(DOOR, "bet", {"context": 10}, 3_000, **PAPER_BET),
-        "BeT, bounded": _trained(DOOR, "bet", {"context": 10, **BOUNDED}, 3_000, **PAPER_BET),
-        "BeT, batch 2048": _trained(DOOR, "bet", {"context": 10}, 3_000, **LARGE_BATCHES),
+        "BeT": _trained(DOOR, "bet", {}, 1_500, **PAPER_BET),
+        "BeT, bounded": _trained(DOOR, "bet", BOUNDED, 1_500, **PAPER_BET),
+        "BeT, batch 2048": _trained(DOOR, "bet", {}, 3_000, **LARGE_BATCHES),
         "BeT, Table 5": _trained(DOOR, "bet", {"standardize_obs": False}, 5_000, schedule="constant", eval_every=1_000),
         "Diffusion": _trained(DOOR, "diffusion", DENOISING, 6_000, **DOOR_DIFFUSION),
     },
