@@ -19,14 +19,16 @@ from policy_decorator.rl.ppo import PPOConfig
 
 PEG = "metaworld/peg-insert-side"
 STEPS = 30_000
-"""Environment steps of every run: what some three hundred runs can have on a CPU."""
-OTHERS_ON = (PEG, "adroit/door", "maniskill/stack-cube", "adroit/pen")
+"""Environment steps of every run: what some two hundred and fifty runs can have on a CPU."""
+EPISODES: Mapping[str, Any] = {"eval_episodes": 20, "test_episodes": 50}
+"""Of each evaluation and of the paired test, which would else take longer than the learning: seeds are averaged."""
+OTHERS_ON = (PEG, "adroit/door", "maniskill/stack-cube")
 DPPO_ON = ("robosuite/square", "robosuite/transport")
 FINE_TUNING_ON = ("adroit/door", "adroit/pen")
 
 
 def _entry(task: str, label: str, base: str = "", **settings: Any) -> Entry:
-    run = {"eval_episodes": 40, "compile": "auto", **settings.pop("run", {})}
+    run = {**EPISODES, "compile": "auto", **settings.pop("run", {})}
     train = {"log_every": 1_000, "eval_every": STEPS // 5, "save_every": 10_000, **settings.pop("train", {})}
     name = f"{task}-{base}" if base else task
     return Entry(name, label, total_steps=STEPS, run=run, train=train, **{"preset": "fast", **settings})
@@ -78,7 +80,7 @@ JUMP_STARTS = 20
 def _jsrl(task: str) -> Entry:
     """Evaluated often, and first when it learns: `step_back` follows from how many evaluations there are."""
     every = STEPS // JUMP_STARTS
-    rhythm: dict[str, Any] = {"train": {"eval_every": every, "warmup_steps": every}, "run": {"eval_episodes": 20}}
+    rhythm: dict[str, Any] = {"train": {"eval_every": every, "warmup_steps": every}, "run": {"eval_episodes": 10}}
     return _entry(task, "JSRL", method="jsrl", **rhythm)
 
 
