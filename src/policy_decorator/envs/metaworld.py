@@ -121,8 +121,8 @@ class SeededGoals(gym.Env[np.ndarray, np.ndarray]):
         self._simulator.close()
 
 
-IMAGE_SIZE = 128
-"""Pixels, high and wide."""
+IMAGE_SIZE = 64
+"""Pixels, high and wide: what the released code's CNN is for."""
 IMAGE_CAMERA = "corner4"
 GRIPPER = 4
 """Entries of the observation about the gripper, with which it begins: the state where there are images."""

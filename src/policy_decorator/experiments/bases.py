@@ -142,7 +142,9 @@ OTHER_KINDS: Mapping[str, Mapping[str, Any]] = {
     "served": {"served": True},
 }
 """Of base policies on peg-insert-side, beside its MLP."""
-SEEN = replace(PEG, task=f"{PEG.task}:rgb", policy="cnn", training=replace(MLP_TRAINING, batch_size=64))
+SEEN = replace(PEG, task=f"{PEG.task}:rgb", episodes=50, policy="cnn", training=replace(MLP_TRAINING, batch_size=64))
+SEEN_DIFFUSION_TRAINING = replace(DIFFUSION_TRAINING, steps=2_000, batch_size=64)
+"""A picture costs five milliseconds of a core to learn from."""
 
 
 def _others(base: BaseConfig) -> Mapping[str, BaseConfig]:
@@ -165,7 +167,9 @@ BASES: Mapping[str, BaseConfig] = {
     "maniskill/stack-cube": STACK_CUBE,
     **{f"{PEG.task}-{name}": replace(PEG, **changes) for name, changes in OTHER_KINDS.items()},
     f"{PEG.task}:rgb": SEEN,
-    f"{PEG.task}:rgb-diffusion": replace(SEEN, policy="diffusion", net=SMALL_DIFFUSION, training=DIFFUSION_TRAINING),
+    f"{PEG.task}:rgb-diffusion": replace(
+        SEEN, policy="diffusion", net=SMALL_DIFFUSION, training=SEEN_DIFFUSION_TRAINING
+    ),
     **{name: other for base in (PEG, DOOR, PEN, STACK_CUBE) for name, other in _others(base).items()},
     **{f"{base.task}-bounded": replace(base, net={**SMALL_BET, **BOUNDED}) for base in (DOOR, PEN)},
     **{f"{base.task}-diffusion": base for base in (SQUARE, TRANSPORT)},
