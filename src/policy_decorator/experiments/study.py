@@ -8,6 +8,7 @@ study may be interrupted, run in parts (`--tasks`, `--labels`) and go on on anot
 goes on from its checkpoint, if the code is the same revision without changes.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,8 +102,7 @@ class StudyConfig:
 
 def folder(cfg: StudyConfig, index: int, seed: int) -> Path:
     entry = STUDIES[cfg.study][index]
-    name = f"{entry.base}-{entry.label}-{seed}".lower().replace(",", "").replace("/", "-").replace(" ", "-")
-    return cfg.runs / cfg.study / name
+    return cfg.runs / cfg.study / re.sub("[/:, ]+", "-", f"{entry.base}-{entry.label}-{seed}".lower())
 
 
 def run_one(cfg: StudyConfig, index: int, seed: int) -> None:
