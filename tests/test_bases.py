@@ -61,6 +61,17 @@ def test_bases_share_demonstrations_and_seeds_do_where_it_is_said(
     assert made == [(2, 0), (2, 1), (3, 0), (3, 1)]
 
 
+def test_one_that_takes_hours_is_the_same_for_all_seeds(
+    base: BaseConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BASES, "toy-slow", replace(TOY, same_for_all=True))
+    monkeypatch.setitem(BASES, "toy-fast", TOY)
+    window = torch.rand(5, 1, 4)
+    for name, alike in (("toy-slow", True), ("toy-fast", False)):
+        first, second = (make_base(name, seed, tmp_path, tmp_path / "bases")[0].act(window) for seed in (0, 1))
+        assert first.equal(second) == alike
+
+
 def test_a_policy_that_sees_imitates_the_same_demonstrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = replace(TOY, episodes=3)
     state = bases.kept_demonstrations(few, 1, tmp_path, tmp_path / "bases", Silent())

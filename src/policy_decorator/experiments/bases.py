@@ -41,7 +41,7 @@ class BaseConfig:
     noise: float = 0.3
     """Standard deviation added to the expert's actions, of actions in [-1, 1]."""
     same_for_all: bool = False
-    """Whether all seeds imitate the demonstrations of seed 0, for those that take an hour to record."""
+    """Whether all seeds have the demonstrations of seed 0 and its policy, as in the paper: where they take hours."""
     policy: Literal["bet", "mlp", "diffusion", "rnn", "vinn", "cnn", "sb3"] = "bet"
     """A kind of `POLICIES`, or sb3, a model of Stable-Baselines3."""
     net: Mapping[str, Any] = field(default_factory=dict)
@@ -62,6 +62,17 @@ ADROIT_TRAINING = ImitateConfig(steps=3_000, batch_size=128, lr=1e-3, eval_every
 # More steps unlearn what was learned, and without noise and a running mean even these do.
 DOOR_TRAINING = replace(
     ADROIT_TRAINING, steps=1_500, schedule="cosine", warmup_steps=250, obs_noise=0.1, ema=0.99, eval_every=250
+)
+STACK_CUBE_TRAINING = ImitateConfig(
+    steps=20_000,
+    batch_size=128,
+    lr=1e-3,
+    schedule="cosine",
+    warmup_steps=500,
+    obs_noise=0.05,
+    ema=0.999,
+    eval_every=5_000,
+    eval_episodes=50,
 )
 
 METAWORLD = {
@@ -104,8 +115,9 @@ STACK_CUBE = BaseConfig(
     episodes=1_000,
     noise=0.0,
     same_for_all=True,
-    net=SMALL_BET,
-    training=ADROIT_TRAINING,
+    net={"context": 5, "layers": 2, "standardize_obs": True},
+    training=STACK_CUBE_TRAINING,
+    evaluate=True,
 )
 
 BOUNDED = {"bounded_offset": True, "action_scale": 0.5}
@@ -127,8 +139,6 @@ SMALL_DIFFUSION = {
 DIFFUSION_TRAINING = ImitateConfig(
     steps=8_000, batch_size=256, lr=1e-3, schedule="cosine", weight_decay=1e-6, ema=0.995
 )
-DOOR_DIFFUSION_TRAINING = replace(DIFFUSION_TRAINING, obs_noise=0.1, pad_end=False)
-"""Most of the human demonstrations end before the door is wide open."""
 SQUARE = BaseConfig(
     "robosuite/square", episodes=100, noise=0.1, policy="diffusion", net=SMALL_DIFFUSION, training=DIFFUSION_TRAINING
 )
@@ -152,7 +162,8 @@ def _others(base: BaseConfig) -> Mapping[str, BaseConfig]:
     what is predicted and not executed."""
     few = min(base.episodes, VINN_EPISODES)
     vinn = replace(base, policy="vinn", episodes=few, net={"bet": BeTConfig(**SMALL_BET)}, training=ADROIT_TRAINING)
-    training = DOOR_DIFFUSION_TRAINING if base is DOOR else DIFFUSION_TRAINING
+    # Most of Door's human demonstrations end before it is wide open.
+    training = replace(DIFFUSION_TRAINING, obs_noise=base.training.obs_noise, pad_end=base is not DOOR)
     denoising = replace(base, policy="diffusion", net=SMALL_DIFFUSION, training=training)
     ahead = replace(denoising, net={**SMALL_DIFFUSION, "horizon": 8})
     kinds = {"vinn": vinn, "diffusion": denoising, "diffusion-ahead": ahead}
@@ -262,6 +273,7 @@ def make_base(
 ) -> tuple[Any, Demonstrations]:
     """A base of `BASES`, as a run takes it, and its demonstrations: made once per seed and kept in `cache`."""
     cfg, display = lookup("base policy of the studies", name, BASES), display or Silent()
+    seed = 0 if cfg.same_for_all else seed
     out = cache / f"{name.replace('/', '-').replace(':', '-')}-{seed}"
     demos = kept_demonstrations(cfg, seed, data, cache, display)
     if cfg.policy == "sb3":

@@ -93,7 +93,7 @@ IMITATIONS: Mapping[str, Mapping[str, BaseConfig]] = {
     "adroit/pen": {"BeT": PEN, "BeT, bounded": replace(PEN, net={**PEN.net, **BOUNDED})},
     "maniskill/stack-cube": {
         "MLP": _trained(STACK_CUBE, "mlp", {}, 20_000, **LONG, batch_size=256, obs_noise=0.05),
-        "BeT": _trained(STACK_CUBE, "bet", {"context": 5, "layers": 2}, 20_000, **LONG, batch_size=128, obs_noise=0.05),
+        "BeT": STACK_CUBE,
         "Diffusion": _trained(STACK_CUBE, "diffusion", DENOISING, 40_000, **DIFFUSION, obs_noise=0.05),
     },
 }
