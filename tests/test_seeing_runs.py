@@ -13,6 +13,7 @@ from torch import Tensor
 
 from policy_decorator import api, machine, snapshot
 from policy_decorator.base_policies import build
+from policy_decorator.base_policies.diffusion import DiffusionConfig
 from policy_decorator.base_policies.seeing import CNNConfig
 from policy_decorator.cli import main
 from policy_decorator.config import RefineConfig
@@ -45,6 +46,13 @@ def cnn() -> Any:
     """An untrained base with eyes."""
     torch.manual_seed(3)
     return build("cnn", 2, 2, CNNConfig(width=16), shapes=SHAPES, eyes=EYES)
+
+
+def denoising() -> Any:
+    """One whose actions come two at a time, and go through a queue."""
+    torch.manual_seed(3)
+    cfg = DiffusionConfig(context=1, horizon=2, chunk=2, network="mlp", mlp_width=16, diffusion_steps=4, ddim_steps=2)
+    return build("diffusion", 2, 2, cfg, shapes=SHAPES, eyes=EYES)
 
 
 def frame(seed: int = 5) -> dict[str, np.ndarray]:
@@ -182,6 +190,20 @@ def test_resumed_is_as_uninterrupted(
         assert whole.summary[name] == resumed.summary[name], name
     files = [(tmp_path / run / "refined" / "residual.safetensors").read_bytes() for run in ("whole", "cut")]
     assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("sees", ["pictures", "embedding"])
+def test_chunks_of_a_base_with_eyes(config: RefineConfig, sees: Any, tmp_path: Path) -> None:
+    config = replace(config, learn=replace(config.learn, sees=sees))
+    refined = api.run(config, denoising(), out=tmp_path / "run", force=True)
+    summary = refined.summary
+    assert (summary["env_steps"], summary["decisions"]) == (400, 400)
+    assert summary["base_queries"] < 300  # one for two decisions, and for every reset
+    loaded, answers = Refined.load(tmp_path / "run"), []
+    for policy in (refined, loaded):
+        torch.manual_seed(1)
+        answers.append(np.stack([policy.act(frame(k)) for k in range(3)]))
+    np.testing.assert_array_equal(*answers)
 
 
 @pytest.mark.parametrize("sees", ["pictures", "embedding"])

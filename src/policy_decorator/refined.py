@@ -29,7 +29,7 @@ from policy_decorator.methods.finetuned import FineTuned, Opened
 from policy_decorator.methods.jsrl import JumpStarted, Successor
 from policy_decorator.rl.nets import Critics, NetConfig, TanhGaussian
 from policy_decorator.rl.selection import Selection, ValueSelected
-from policy_decorator.rl.sight import Embedding, Eye, OfFrames, SeeingActor, through
+from policy_decorator.rl.sight import Embedding, Eye, OfFrames, SeeingActor, embedder, through
 from policy_decorator.types import Composition
 
 FORMAT, SEEING_FORMAT = 1, 2
@@ -251,9 +251,9 @@ def _eye(card: dict[str, Any], shapes: Shapes, base: Any) -> tuple[Eye | None, i
     if card["eyes"] is None:
         residual = Residual(**card["residual"])
         size = card["input_size"] - (math.prod(card["chunk"]) if residual.actor_sees == "obs+base" else 0)
-        if not callable(getattr(base, "embed", None)):
+        if (eyed := embedder(base)) is None:
             raise UserError("This residual sees its base's embedding, and the base policy given has none (embed).")
-        return Embedding(base, size), size
+        return Embedding(eyed, size), size
     encoder = Encoder(from_json(EncoderConfig, card["eyes"], "eyes"), shapes, card["obs_size"])
     return encoder, encoder.size
 

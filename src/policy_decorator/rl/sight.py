@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from policy_decorator import machine
+from policy_decorator.chunks import unqueued
 from policy_decorator.encoders import Encoder, Shapes
 from policy_decorator.errors import UserError
 from policy_decorator.rl.compiled import Metrics
@@ -176,9 +177,16 @@ def seen(d: Demonstrated, eye: Eye | None) -> tuple[Demonstrated, Tensor | None]
         return replace(d, obs=torch.cat([eye(part) for part in frames.split(CHUNK)])), None
 
 
+def embedder(base: Any) -> Any:
+    """The base, out of its queue of chunks, if it says what it makes of pictures; None if it does not."""
+    inner = unqueued(base)
+    return inner if callable(getattr(inner, "embed", None)) else None
+
+
 def embedding_of(base: Any, frames: Tensor) -> Embedding:
     """The base's eye, tried out on frames (B,); raises UserError where it has none, or not as it should be."""
-    if not callable(getattr(base, "embed", None)):
+    base = embedder(base)
+    if base is None:
         raise UserError(
             "sees = embedding needs a base policy that says what it makes of pictures, embed(frames) -> (B, features). "
             "This one does not: take sees = pictures."
