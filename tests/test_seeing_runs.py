@@ -197,7 +197,7 @@ def test_chunks_of_a_base_with_eyes(config: RefineConfig, sees: Any, tmp_path: P
     config = replace(config, learn=replace(config.learn, sees=sees))
     refined = api.run(config, denoising(), out=tmp_path / "run", force=True)
     summary = refined.summary
-    assert (summary["env_steps"], summary["decisions"]) == (400, 400)
+    assert (summary["env_steps"], summary["decisions"], summary["bound"]) == (400, 400, config.learn.bound)
     assert summary["base_queries"] < 300  # one for two decisions, and for every reset
     loaded, answers = Refined.load(tmp_path / "run"), []
     for policy in (refined, loaded):

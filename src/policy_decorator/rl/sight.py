@@ -59,6 +59,11 @@ class OfFrames:
 
     inner: Composition
 
+    @property
+    def bound(self) -> float | None:
+        """Of the residual, where it is one."""
+        return getattr(self.inner, "bound", None)
+
     def actor_input(self, obs: Tensor, base: Tensor) -> Tensor:
         frames: Any = obs
         return frames.copy().set("base", base)
