@@ -126,8 +126,7 @@ class ImitationConfig:
     device: str = "cpu"
     """cpu, cuda, or auto: where policies are trained."""
     test: bool = True
-    """With --no-test policies are trained only, for a machine that lacks the simulator; the same command without it
-    tests them where there is one."""
+    """With --no-test policies are trained only, as on a GPU whose time is dear; the same command without it tests them."""
     only: tuple[str, str, int] | None = None
     """Make this one (task, policy, seed) and nothing else; used for the processes of `jobs`."""
 
@@ -155,7 +154,7 @@ def main(cfg: ImitationConfig) -> None:
 
 
 def train_one(cfg: ImitationConfig, task: str, policy: str, seed: int) -> None:
-    """Train, keep the best checkpoint on validation episodes where there are any, and test what was kept.
+    """Train, keep the best checkpoint on validation episodes, and test that one.
 
     Raises UserError: a device that is not there.
     """

@@ -23,14 +23,13 @@ ITERATIONS = 100
 FIRST_SUM = 10.0
 """|sum of rewards| of the first episode that is scored (the codes' automatic scale)."""
 
+OTHER_BACKENDS = ("JAX", "CUPY", "TENSORFLOW")
+"""Which POT would load where they are installed: JAX takes most of a GPU's memory."""
+
 
 def needs_pot() -> Any:
     """POT, the library of the transport plans. Raises MissingExtra: it is not installed."""
-    for name in (
-        "JAX",
-        "CUPY",
-        "TENSORFLOW",
-    ):  # which it would load if they are there: JAX takes most of a GPU's memory
+    for name in OTHER_BACKENDS:
         os.environ.setdefault(f"POT_BACKEND_DISABLE_{name}", "1")
     try:
         import ot
