@@ -126,7 +126,7 @@ class ImitationConfig:
     device: str = "cpu"
     """cpu, cuda, or auto: where policies are trained."""
     test: bool = True
-    """With --no-test policies are trained only, as on a GPU whose time is dear; the same command without it tests them."""
+    """With --no-test policies are trained only, as on a GPU whose time is dear; the same command without it tests."""
     only: tuple[str, str, int] | None = None
     """Make this one (task, policy, seed) and nothing else; used for the processes of `jobs`."""
 
