@@ -245,11 +245,9 @@ def train_base(
     settings = POLICIES[cfg.policy].config(**cfg.net)
     policy = build(cfg.policy, task.obs_size, task.action_size, settings, shapes=task.shapes)
     how = replace(cfg.training, seed=seed)
-    options: dict[str, Any] = {"context": policy.context, "chunk": policy.chunk, "device": device, "simulation": "cpu"}
-    env = make_vector(task, 10, **options) if cfg.evaluate else None
+    env = make_vector(task, 10, context=policy.context, chunk=policy.chunk, device=device, simulation="cpu")
 
     def evaluate(trained: Imitator, step: int) -> float:
-        assert env is not None
         return run_episodes(env, trained, how.eval_episodes, VALIDATION).rate
 
     with display.stage(f"imitating ({cfg.policy})", how.steps) as update:
@@ -257,14 +255,13 @@ def train_base(
             policy,
             demos,
             how,
-            evaluate=None if env is None else evaluate,
+            evaluate=evaluate if cfg.evaluate else None,
             device=device,
             progress=lambda step, steps, row: update(step, note=f"loss {row['loss']:.3f}"),
             checkpoint=checkpoint,
             resume=checkpoint is not None and checkpoint.exists(),
         )
-    if env is not None:
-        env.close()
+    env.close()
     return result
 
 

@@ -182,8 +182,8 @@ def _appendix_f(task: str, recorded: str) -> tuple[Entry, ...]:
 
 
 def _decorated(label: str, base: str, *, sees: bool = False) -> Entry:
-    """Where pictures are seen, residual and critics see what the base makes of them: a CNN of their own takes seconds
-    per update without a GPU."""
+    """Where pictures are seen, residual and critics see what the base makes of them: to a CNN of their own each of an
+    update's pictures costs milliseconds of a core."""
     run = {"compile": "auto", **(EPISODES if sees else {"eval_episodes": 40})}
     learn = {"sees": "embedding"} if sees else {}
     return Entry(base, label, preset="fast", total_steps=25_000, train={"eval_every": 5_000}, run=run, learn=learn)
