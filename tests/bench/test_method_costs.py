@@ -14,12 +14,22 @@ from torch import Tensor
 
 import policy_decorator.methods
 from policy_decorator.bench import methods
-from policy_decorator.bench.methods import SMALL, VARIANTS, CostsConfig, Sizes, costs, main, sample_run
+from policy_decorator.bench.methods import (
+    SMALL,
+    VARIANTS,
+    CostsConfig,
+    Sizes,
+    costs,
+    in_short_rounds,
+    main,
+    sample_run,
+)
 from policy_decorator.bench.parts import parts_of
 from policy_decorator.cli.listing import LISTS
 from policy_decorator.envs.adroit import HANDS
 from policy_decorator.errors import MissingExtra, UserError
 from policy_decorator.methods import METHODS
+from policy_decorator.methods.dppo import Config as DPPO
 from policy_decorator.methods.ppo_finetuning import Config as PPOFineTuning
 from policy_decorator.rl.episodes import WholeEpisodes
 from policy_decorator.rl.nets import NetConfig
@@ -110,7 +120,7 @@ def test_rewards_of_whole_episodes_cost_what_an_episode_does(monkeypatch: pytest
         clock.now += 0.1 * len(episode)
         return torch.zeros(len(episode))
 
-    def built(name: str, sizes: Sizes) -> Any:
+    def built(name: str, sizes: Sizes, _: Any) -> Any:
         cfg = replace(METHODS[name].config(), nets=NetConfig(width=8, depth=1), sac=SACConfig(batch_size=8))
         kind, run = sample_run(name, sizes, cfg)
         assert isinstance(run.intake, WholeEpisodes)
@@ -133,6 +143,15 @@ def test_a_rollout_is_measured_whole() -> None:
     measured = costs("ppo-finetuning", SMALL, 0.1)
     ppo = PPOFineTuning().ppo
     assert measured.updates_per_step == ppo.epochs * ppo.minibatches / (ppo.rollout * SMALL.envs)
+
+
+def test_short_rounds_have_minibatches_as_large_and_as_many_updates_per_step() -> None:
+    own, short = DPPO().ppo, in_short_rounds(DPPO()).ppo
+    assert (short.rollout, short.minibatches, short.epochs) == (20, 1, own.epochs)
+    assert short.rollout / short.minibatches == own.rollout / own.minibatches
+    assert in_short_rounds(PPOFineTuning()).ppo.rollout < PPOFineTuning().ppo.rollout
+    others = METHODS["dapg"].config()
+    assert in_short_rounds(others) is others
 
 
 def test_the_table_is_written_with_where_it_comes_from(tmp_path: Path) -> None:

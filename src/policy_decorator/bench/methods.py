@@ -6,11 +6,12 @@ The run is a real one with random weights; its environment costs next to nothing
 costs are those of base policy, actor and learner (paper Table 15), and simulators come on top.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -23,7 +24,9 @@ from policy_decorator.base_policies.mlp import MLPConfig
 from policy_decorator.bench.synthetic import SyntheticVector
 from policy_decorator.disk import atomic_csv, atomic_json
 from policy_decorator.errors import MissingExtra, UserError, lookup, or_exit
+from policy_decorator.hardware import name_of
 from policy_decorator.methods import METHODS, Problem, Run
+from policy_decorator.methods.on_policy import OnPolicyConfig
 from policy_decorator.methods.problem import Offline
 from policy_decorator.progress import Bars
 from policy_decorator.provenance import provenance
@@ -63,6 +66,8 @@ class Sizes:
     demonstration: int = 269
     """Steps of a demonstration: the mean of the 25 of DAPG."""
     bases: Sequence[tuple[str, Any]] = field(default_factory=lambda: BASES)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """Of base policy and learner."""
 
 
 SMALL = Sizes(
@@ -85,6 +90,24 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 critics."""
 
 
+def settings_of(name: str) -> Any:
+    """The defaults of a method or variant."""
+    method, changes = VARIANTS.get(name, (name, {}))
+    return replace(METHODS[method].config(), **changes)
+
+
+def in_short_rounds(cfg: Any) -> Any:
+    """A method that learns in rounds of PPO, with the shortest whose minibatches are as large.
+
+    Costs per update and updates per step stay as they are; DPPO's own round takes half an hour of a core.
+    """
+    if not isinstance(cfg, OnPolicyConfig):
+        return cfg
+    parts = math.gcd(cfg.ppo.rollout, cfg.ppo.minibatches)
+    ppo = replace(cfg.ppo, rollout=cfg.ppo.rollout // parts, minibatches=cfg.ppo.minibatches // parts)
+    return replace(cfg, ppo=ppo)
+
+
 def sample_run(name: str, sizes: Sizes = SMALL, settings: Any = None) -> tuple[str, Run]:
     """The first kind of base that the method or variant takes, and a run on it; `settings` replace its own.
 
@@ -92,13 +115,14 @@ def sample_run(name: str, sizes: Sizes = SMALL, settings: Any = None) -> tuple[s
         UserError: it takes none.
         MissingExtra: a library that it needs is not installed.
     """
-    method, changes = VARIANTS.get(name, (name, {}))
-    cfg = replace(METHODS[method].config(), **changes) if settings is None else settings
+    method, _ = VARIANTS.get(name, (name, {}))
+    cfg = settings_of(name) if settings is None else settings
     refusals = []
     for kind, base_cfg in sizes.bases:
         torch.manual_seed(0)
-        base: Any = build(kind, sizes.obs, sizes.action, base_cfg)
-        env = SyntheticVector(sizes.envs, sizes.obs, context=base.context, max_steps=sizes.episode, staggered=True)
+        base: Any = build(kind, sizes.obs, sizes.action, base_cfg).to(sizes.device)
+        episode: dict[str, Any] = {"max_steps": sizes.episode, "staggered": True, "device": sizes.device}
+        env = SyntheticVector(sizes.envs, sizes.obs, context=base.context, **episode)
         problem = Problem(
             env=env,
             base=base.eval().requires_grad_(False),
@@ -106,6 +130,7 @@ def sample_run(name: str, sizes: Sizes = SMALL, settings: Any = None) -> tuple[s
             chunk=(base.chunk, sizes.action),
             capacity=sizes.capacity,
             warmup_steps=0,
+            device=sizes.device,
             demonstrated=_demonstrated(sizes) if base.chunk == 1 else None,
         )
         try:
@@ -123,7 +148,15 @@ def _demonstrated(sizes: Sizes) -> Demonstrated:
     action = torch.rand(n, 1, sizes.action) * 2 - 1
     success = (torch.arange(n) + 1) % sizes.demonstration == 0
     lengths = torch.full((sizes.demonstrations,), sizes.demonstration)
-    return Demonstrated(torch.randn(n, sizes.obs), action, torch.zeros_like(action), success, lengths)
+    columns = (torch.randn(n, sizes.obs), action, torch.zeros_like(action), success, lengths)
+    return Demonstrated(*(x.to(sizes.device) for x in columns))
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 @dataclass(frozen=True)
@@ -155,21 +188,21 @@ def costs(method: str, sizes: Sizes, seconds: float) -> Costs:
 
     Where whole episodes are rewarded, it is from the end of an episode to that of another: they end at equal distances.
     """
-    kind, run = sample_run(method, sizes)
+    kind, run = sample_run(method, sizes, in_short_rounds(settings_of(method)))
     collector, offline = run.collector, run.offline
-    offline_ms = None if offline is None else 1000 * _offline(offline, seconds)
+    offline_ms = None if offline is None else 1000 * _offline(offline, seconds, sizes.device)
     whole = isinstance(run.intake, WholeEpisodes)
     if whole:  # those that the staggered rows begin with are shorter
         _act(run, sizes.envs * sizes.episode)
     first, acting, learning = collector.step, 0.0, 0.0
     counted, before, rounds = False, (0, 0, 0), 0
-    while rounds < 2 or acting + learning < seconds:
-        begun, updates, episodes = time.perf_counter(), run.learner.updates, collector.episodes
+    while not rounds or acting + learning < seconds:
+        begun, updates, episodes = _now(sizes.device), run.learner.updates, collector.episodes
         _act(run, sizes.steps_per_round)
-        acted = time.perf_counter()
+        acted = _now(sizes.device)
         run.learn(due(collector.step, first, sizes.updates_per_step))
         if counted:
-            acting, learning = acting + acted - begun, learning + time.perf_counter() - acted
+            acting, learning = acting + acted - begun, learning + _now(sizes.device) - acted
         if run.learner.updates == updates or (whole and collector.episodes == episodes):
             continue
         if not counted:  # the first updates allocate, and a first rollout may have begun before
@@ -205,12 +238,12 @@ def _act(run: Run, steps: int) -> None:
             run.replay.add(complete)
 
 
-def _offline(offline: Offline, seconds: float) -> float:
+def _offline(offline: Offline, seconds: float, device: torch.device) -> float:
     offline.learn()
-    begun, before = time.perf_counter(), offline.updates
-    while time.perf_counter() - begun < seconds and offline.updates < offline.total:
+    begun, before = _now(device), offline.updates
+    while _now(device) - begun < seconds and offline.updates < offline.total:
         offline.learn()
-    return (time.perf_counter() - begun) / (offline.updates - before)
+    return (_now(device) - begun) / (offline.updates - before)
 
 
 @dataclass(frozen=True)
@@ -221,22 +254,28 @@ class CostsConfig:
     seconds: float = 10.0
     """Of measuring, per method, at least."""
     threads: int = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Of base policy and learner."""
 
 
 def main(cfg: CostsConfig) -> None:
-    """Raises UserError: an unknown method, a full disk."""
-    machine.use_cpu_well(torch.device("cpu"))
+    """Raises UserError: an unknown method, a device that is not there, a full disk."""
+    if cfg.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("There is no CUDA device here: leave out --device.")
+    machine.use_cpu_well(torch.device(cfg.device))
     torch.set_num_threads(cfg.threads)
-    rows = []
+    for name in cfg.methods:
+        lookup("method", name, dict.fromkeys((*METHODS, *VARIANTS)))
+    cfg.out.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
     with Bars().stage("measuring", len(cfg.methods)) as update:
         for i, name in enumerate(cfg.methods, start=1):
-            lookup("method", name, dict.fromkeys((*METHODS, *VARIANTS)))
-            rows.append(asdict(costs(name, Sizes(), cfg.seconds)))
+            rows.append(asdict(costs(name, Sizes(device=torch.device(cfg.device)), cfg.seconds)))
+            atomic_csv(cfg.out / "costs.csv", tuple(rows[0]), [list(row.values()) for row in rows])
             update(i, note=name)
-    cfg.out.mkdir(parents=True, exist_ok=True)
-    atomic_csv(cfg.out / "costs.csv", tuple(rows[0]), [list(row.values()) for row in rows])
-    sizes = {name: value for name, value in asdict(Sizes()).items() if name != "bases"}
-    atomic_json(cfg.out / "provenance.json", provenance(seed=0) | {"sizes": sizes, "threads": cfg.threads})
+    sizes = {name: value for name, value in asdict(Sizes()).items() if name not in ("bases", "device")}
+    about = {"sizes": sizes, "threads": cfg.threads, "device": name_of(torch.device(cfg.device))}
+    atomic_json(cfg.out / "provenance.json", provenance(seed=0) | about)
 
 
 if __name__ == "__main__":
