@@ -31,6 +31,7 @@ from policy_decorator.methods.problem import Offline
 from policy_decorator.progress import Bars
 from policy_decorator.provenance import provenance
 from policy_decorator.rhythm import due
+from policy_decorator.rl.captured import WARM_UP
 from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.episodes import WholeEpisodes
 
@@ -131,6 +132,7 @@ def sample_run(name: str, sizes: Sizes = SMALL, settings: Any = None) -> tuple[s
             capacity=sizes.capacity,
             warmup_steps=0,
             device=sizes.device,
+            cuda_graphs=sizes.device.type == "cuda",
             demonstrated=_demonstrated(sizes) if base.chunk == 1 else None,
         )
         try:
@@ -161,7 +163,10 @@ def _now(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one method on one base policy, in milliseconds; updates as PyTorch comes, not compiled."""
+    """Of one method on one base policy, in milliseconds.
+
+    Updates are as PyTorch comes, not compiled, and on a GPU replayed from CUDA graphs where a run would do so.
+    """
 
     method: str
     base: str
@@ -191,11 +196,13 @@ def costs(method: str, sizes: Sizes, seconds: float) -> Costs:
     kind, run = sample_run(method, sizes, in_short_rounds(settings_of(method)))
     collector, offline = run.collector, run.offline
     offline_ms = None if offline is None else 1000 * _offline(offline, seconds, sizes.device)
-    whole = isinstance(run.intake, WholeEpisodes)
+    offline_updates, whole = run.learner.updates, isinstance(run.intake, WholeEpisodes)
     if whole:  # those that the staggered rows begin with are shorter
         _act(run, sizes.envs * sizes.episode)
     first, acting, learning = collector.step, 0.0, 0.0
     counted, before, rounds = False, (0, 0, 0), 0
+    # The first updates allocate, and a first rollout may have begun before; on a GPU some are recorded, then replayed.
+    warm_up = offline_updates + (4 * WARM_UP if sizes.device.type == "cuda" else 1)
     while not rounds or acting + learning < seconds:
         begun, updates, episodes = _now(sizes.device), run.learner.updates, collector.episodes
         _act(run, sizes.steps_per_round)
@@ -205,10 +212,10 @@ def costs(method: str, sizes: Sizes, seconds: float) -> Costs:
             acting, learning = acting + acted - begun, learning + _now(sizes.device) - acted
         if run.learner.updates == updates or (whole and collector.episodes == episodes):
             continue
-        if not counted:  # the first updates allocate, and a first rollout may have begun before
-            counted, before = True, (collector.step, run.learner.updates, collector.base_queries)
-        else:
+        if counted:
             rounds += 1
+        elif run.learner.updates >= warm_up:
+            counted, before = True, (collector.step, run.learner.updates, collector.base_queries)
     steps, updates, queries = (
         now - then
         for now, then in zip((collector.step, run.learner.updates, collector.base_queries), before, strict=True)

@@ -15,6 +15,7 @@ SUMMARY = (
     "task", "policy", "method", "seed", "base_success", "refined_success", "gain", "gain_low", "gain_high", "fixed",
     "broken", "test_episodes", "env_steps", "decisions", "updates", "base_queries", "wall_seconds", "bound", "horizon",
     "kept_checkpoint_step", "git_revision", "git_dirty", "base_parameters_sha256", "guide_steps",
+    "device",
 )  # fmt: skip
 
 
