@@ -76,6 +76,8 @@ DENOISING = {
 }
 """DPPO's network, of which a step costs far less than the U-Net's. It predicts the actions: one that predicts noise has
 hardly learned to make precise actions of it when time is up."""
+U_NET: Mapping[str, Any] = {**DENOISING, "network": "unet", "step_size": 64}
+"""The paper's network, of the released code's 4 million parameters; for a GPU."""
 LONG: Mapping[str, Any] = {"lr": 1e-3, "warmup_steps": 500, "ema": 0.999}
 DIFFUSION: Mapping[str, Any] = {
     "lr": 1e-3, "warmup_steps": 100, "ema": 0.995, "batch_size": 256, "betas": (0.95, 0.999), "weight_decay": 1e-6
@@ -89,6 +91,7 @@ IMITATIONS: Mapping[str, Mapping[str, BaseConfig]] = {
         "BeT, batch 2048": _trained(DOOR, "bet", {}, 3_000, **LARGE_BATCHES),
         "BeT, Table 5": _trained(DOOR, "bet", {"standardize_obs": False}, 5_000, schedule="constant", eval_every=1_000),
         "Diffusion": _trained(DOOR, "diffusion", DENOISING, 6_000, **DOOR_DIFFUSION),
+        "Diffusion, U-Net": _trained(DOOR, "diffusion", U_NET, 6_000, **DOOR_DIFFUSION),
     },
     "adroit/pen": {"BeT": PEN, "BeT, bounded": replace(PEN, net={**PEN.net, **BOUNDED})},
     "maniskill/stack-cube": {
