@@ -150,8 +150,8 @@ def _demonstrated(sizes: Sizes) -> Demonstrated:
     action = torch.rand(n, 1, sizes.action) * 2 - 1
     success = (torch.arange(n) + 1) % sizes.demonstration == 0
     lengths = torch.full((sizes.demonstrations,), sizes.demonstration)
-    columns = (torch.randn(n, sizes.obs), action, torch.zeros_like(action), success, lengths)
-    return Demonstrated(*(x.to(sizes.device) for x in columns))
+    seen, action, success, lengths = (x.to(sizes.device) for x in (torch.randn(n, sizes.obs), action, success, lengths))
+    return Demonstrated(seen, action, torch.zeros_like(action), success, lengths)
 
 
 def _now(device: torch.device) -> float:

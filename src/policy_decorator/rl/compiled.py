@@ -32,6 +32,10 @@ def can_compile() -> bool:
     return hasattr(config, "trace_autograd_ops")
 
 
+OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"fallback_random": True}
+ON_A_GPU = OPTIONS | {"loop_ordering_after_fusion": False}
+"""PyTorch 2.11 looks for other orders of loops and fails there on our updates (`reorder_loops_by_dep_pair`)."""
+
 MOST_GRAPHS = 256
 """Graphs that one process may make of one kind of learner: two for each, and two more for another number of threads."""
 
@@ -59,7 +63,8 @@ class Compiled:
 
     def __init__(self, learner: Updated) -> None:
         self.learner = learner
-        self.graphs = torch.compile(learner.step, fullgraph=True, dynamic=False, options={"fallback_random": True})
+        options = ON_A_GPU if next(learner.actor.parameters()).is_cuda else OPTIONS
+        self.graphs = torch.compile(learner.step, fullgraph=True, dynamic=False, options=options)
         self.works: dict[bool, bool] = {}  # by whether the actor takes a step, once tried
 
     def __call__(self, b: Transition) -> Metrics:
