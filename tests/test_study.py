@@ -4,6 +4,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from policy_decorator.experiments import comparisons, study
 from policy_decorator.experiments.bases import BASES
 from policy_decorator.experiments.demo import TASK, DemoConfig
 from policy_decorator.experiments.presets import settings
-from policy_decorator.experiments.tables import SUMMARY, Tables
+from policy_decorator.experiments.tables import SUMMARY, Key, Tables
 from policy_decorator.progress import Silent
 
 SHORT = {"warmup_steps": 60, "log_every": 50, "eval_every": 400, "save_every": 800}
@@ -178,6 +179,28 @@ def test_tables_with_fewer_columns_are_read_too(tmp_path: Path) -> None:
     read = Tables.read(tmp_path)
     assert read.of(key, "git_dirty") == rows[1][rows[0].index("git_dirty")]
     assert read.of(key, SUMMARY[-1]) == ""
+
+
+def test_methods_are_compared_by_means_over_their_seeds(tmp_path: Path) -> None:
+    """Three seeds of one method, one of another, in the order in which they are asked for."""
+
+    def row(key: Key, base: float, refined: float) -> list[Any]:
+        known = {"task": key[0], "method": key[1], "seed": key[2], "base_success": base, "refined_success": refined}
+        return [(known | {"gain": refined - base}).get(name, "") for name in SUMMARY]
+
+    outcomes = {("door", "ours", 0): (0.4, 0.6), ("door", "ours", 1): (0.5, 0.8), ("door", "ours", 2): (0.6, 1.0)}
+    outcomes[("door", "theirs", 0)] = (0.4, 0.1)
+    curve = [(0, "train/success", 0.5), (1, "train/success", 0.1), (2, "train/success", 0.3), (2, "eval/full", 0.7)]
+    tables = Tables({key: row(key, *rates) for key, rates in outcomes.items()}, dict.fromkeys(outcomes, curve))
+    tables.curves["door", "ours", 2] = [(2, "eval/full", 0.1)]  # whose training finished no episode
+    tables.write(tmp_path, list(outcomes))
+    ours, theirs = csv.DictReader((tmp_path / "by_method.csv").open())
+    assert [ours[name] for name in ("seeds", "base_success", "refined_success", "gain")] == ["3", "0.5", "0.8", "0.3"]
+    half = 4.3027 * 0.1 / 3**0.5  # Student's t of 2 degrees of freedom at 97.5 %
+    assert float(ours["gain_low"]) == pytest.approx(0.3 - half, abs=1e-4)
+    assert float(ours["gain_high"]) == pytest.approx(0.3 + half, abs=1e-4)
+    assert [ours[name] for name in ("last_success", "training_lowest", "training_last")] == ["0.5", "0.1", "0.3"]
+    assert (theirs["gain"], theirs["gain_low"], theirs["gain_high"]) == ("-0.3", "", "")
 
 
 def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
