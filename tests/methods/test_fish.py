@@ -224,8 +224,7 @@ def test_it_learns_to_reach_without_being_told_of_success(
     nets = NetConfig(width=32, depth=2, log_std_min=-5.0)
     sac = SACConfig(gamma=0.8, lr=1e-3, batch_size=64, temperature=0.02, entropy_in_backup=False)
     learn = Config(bound=0.2, critic_sees="residual", compared=3, nets=nets, sac=sac)
-    steps = 3_000 if rewarded else 1_500
-    config = make_config(total_steps=steps, eval_every=1_500, warmup_steps=600, test_episodes=40, save_every=3_000)
+    config = make_config(total_steps=3_000, eval_every=1_500, warmup_steps=600, test_episodes=40, save_every=3_000)
     config = replace(config, method="fish", learn=learn, max_steps=15, ends_at_success=False, keep="last")
     config = replace(config, train=replace(config.train, updates_per_step=1.0))
     refined, _ = refine(config, cast(Any, Knowing(steady)), demos=reaching(20, 15))

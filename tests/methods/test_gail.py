@@ -172,8 +172,7 @@ def test_it_learns_to_reach_from_demonstrations_alone(learns: bool, make_config:
     sac = SACConfig(gamma=0.95, lr=1e-3, batch_size=128, temperature=0.05, entropy_in_backup=False)
     d = DiscriminatorConfig(d_width=64, gradient_penalty=1.0, d_lr=3e-4 if learns else 1e-12)
     learn = Config(n_step=3, demo_share=0.25, nets=nets, sac=sac, discriminator=d)
-    steps = 3_500 if learns else 1_000
-    config = make_config(total_steps=steps, eval_every=500, eval_episodes=30, test_episodes=60, warmup_steps=300)
+    config = make_config(total_steps=3_500, eval_every=500, eval_episodes=30, test_episodes=60, warmup_steps=300)
     config = replace(config, method="gail", learn=learn, train=replace(config.train, updates_per_step=0.5))
     refined, _ = refine(config, cast(Any, steady), demos=demos)
     assert (refined.summary["refined_success"] > 0.6) == learns
