@@ -281,8 +281,10 @@ def main(cfg: CostsConfig) -> None:
             atomic_csv(cfg.out / "costs.csv", tuple(rows[0]), [list(row.values()) for row in rows])
             update(i, note=name)
     sizes = {name: value for name, value in asdict(Sizes()).items() if name not in ("bases", "device")}
-    about = {"sizes": sizes, "threads": cfg.threads, "device": name_of(torch.device(cfg.device))}
-    atomic_json(cfg.out / "provenance.json", provenance(seed=0) | about)
+    about = {"sizes": sizes, "threads": cfg.threads, "seconds": cfg.seconds}
+    about["device"] = name_of(torch.device(cfg.device))
+    record = {name: x for name, x in provenance(seed=0).items() if name != "argv"}
+    atomic_json(cfg.out / "provenance.json", about | record)
 
 
 if __name__ == "__main__":
