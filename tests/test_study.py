@@ -186,7 +186,8 @@ def test_methods_are_compared_by_means_over_their_seeds(tmp_path: Path) -> None:
 
     def row(key: Key, base: float, refined: float) -> list[Any]:
         known = {"task": key[0], "method": key[1], "seed": key[2], "base_success": base, "refined_success": refined}
-        return [(known | {"gain": refined - base}).get(name, "") for name in SUMMARY]
+        known |= {"gain": refined - base, "fixed": 7, "broken": 2, "test_episodes": 50}
+        return [known.get(name, "") for name in SUMMARY]
 
     outcomes = {("door", "ours", 0): (0.4, 0.6), ("door", "ours", 1): (0.5, 0.8), ("door", "ours", 2): (0.6, 1.0)}
     outcomes[("door", "theirs", 0)] = (0.4, 0.1)
@@ -196,6 +197,7 @@ def test_methods_are_compared_by_means_over_their_seeds(tmp_path: Path) -> None:
     tables.write(tmp_path, list(outcomes))
     ours, theirs = csv.DictReader((tmp_path / "by_method.csv").open())
     assert [ours[name] for name in ("seeds", "base_success", "refined_success", "gain")] == ["3", "0.5", "0.8", "0.3"]
+    assert [ours[name] for name in ("fixed", "broken", "test_episodes")] == ["21", "6", "150"]
     half = 4.3027 * 0.1 / 3**0.5  # Student's t of 2 degrees of freedom at 97.5 %
     assert float(ours["gain_low"]) == pytest.approx(0.3 - half, abs=1e-4)
     assert float(ours["gain_high"]) == pytest.approx(0.3 + half, abs=1e-4)

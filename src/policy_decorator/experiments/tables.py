@@ -23,12 +23,12 @@ SUMMARY = (
     "device",
 )  # fmt: skip
 BY_METHOD = (
-    "task", "method", "seeds", "base_success", "refined_success", "gain", "gain_low", "gain_high", "last_success",
-    "training_lowest", "training_last",
+    "task", "method", "seeds", "base_success", "refined_success", "gain", "gain_low", "gain_high", "fixed", "broken",
+    "test_episodes", "last_success", "training_lowest", "training_last",
 )  # fmt: skip
-"""Means over seeds, with the 95 % interval of the mean gain: of the paired test; of the last evaluation of what is
-learned, whatever checkpoint was kept; and of the training's own episodes, exploration included, at their lowest point
-and at the end."""
+"""Means over seeds, with the 95 % interval of the mean gain: of the paired test, whose episodes are added up; of the
+last evaluation of what is learned, whatever checkpoint was kept; and of the training's own episodes, exploration
+included, at their lowest point and at the end."""
 
 
 Key = tuple[str, str, int]  # task, method, seed: the first columns of curves.csv
@@ -91,8 +91,9 @@ class Tables:
             last = [values[-1] for key in keys if (values := self._values(key, "eval/full"))]
             training = [values for key in keys if (values := self._values(key, "train/success"))]
             ends = [min(values) for values in training], [values[-1] for values in training]
-            means = (_mean(base), _mean(refined), *map(_rounded, mean_interval(gains)), *map(_mean, (last, *ends)))
-            lines.append([task, method, len(keys), *means])
+            test = (_mean(base), _mean(refined), *map(_rounded, mean_interval(gains)))
+            counts = [sum(int(self.of(key, name)) for key in keys) for name in ("fixed", "broken", "test_episodes")]
+            lines.append([task, method, len(keys), *test, *counts, *map(_mean, (last, *ends))])
         return lines
 
     def _values(self, key: Key, metric: str) -> list[float]:
