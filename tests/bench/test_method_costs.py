@@ -163,6 +163,8 @@ def test_the_table_is_written_with_where_it_comes_from(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "provenance.json").read_text())["sizes"]["obs"] == 39
     with pytest.raises(UserError, match="method"):
         main(CostsConfig(out=tmp_path, methods=("nothing",)))
+    with pytest.raises(UserError, match="device 'abacus' cannot be used"):
+        main(CostsConfig(out=tmp_path, device="abacus"))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import tyro
@@ -24,7 +24,7 @@ from policy_decorator.base_policies.mlp import MLPConfig
 from policy_decorator.bench.synthetic import SyntheticVector
 from policy_decorator.disk import atomic_csv, atomic_json
 from policy_decorator.errors import MissingExtra, UserError, lookup, or_exit
-from policy_decorator.hardware import name_of
+from policy_decorator.hardware import choose_device, name_of
 from policy_decorator.methods import METHODS, Problem, Run
 from policy_decorator.methods.on_policy import OnPolicyConfig
 from policy_decorator.methods.problem import Offline
@@ -91,7 +91,7 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 critics."""
 
 
-def settings_of(name: str) -> Any:
+def own_settings(name: str) -> Any:
     """The defaults of a method or variant."""
     method, changes = VARIANTS.get(name, (name, {}))
     return replace(METHODS[method].config(), **changes)
@@ -116,8 +116,8 @@ def sample_run(name: str, sizes: Sizes = SMALL, settings: Any = None) -> tuple[s
         UserError: it takes none.
         MissingExtra: a library that it needs is not installed.
     """
-    method, _ = VARIANTS.get(name, (name, {}))
-    cfg = settings_of(name) if settings is None else settings
+    method = VARIANTS.get(name, (name,))[0]
+    cfg = own_settings(name) if settings is None else settings
     refusals = []
     for kind, base_cfg in sizes.bases:
         torch.manual_seed(0)
@@ -193,7 +193,7 @@ def costs(method: str, sizes: Sizes, seconds: float) -> Costs:
 
     Where whole episodes are rewarded, it is from the end of an episode to that of another: they end at equal distances.
     """
-    kind, run = sample_run(method, sizes, in_short_rounds(settings_of(method)))
+    kind, run = sample_run(method, sizes, in_short_rounds(own_settings(method)))
     collector, offline = run.collector, run.offline
     offline_ms = None if offline is None else 1000 * _offline(offline, seconds, sizes.device)
     offline_updates, whole = run.learner.updates, isinstance(run.intake, WholeEpisodes)
@@ -261,15 +261,14 @@ class CostsConfig:
     seconds: float = 10.0
     """Of measuring, per method, at least."""
     threads: int = 1
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Of base policy and learner."""
+    device: str = "cpu"
+    """cpu, cuda, or auto: of base policy and learner."""
 
 
 def main(cfg: CostsConfig) -> None:
     """Raises UserError: an unknown method, a device that is not there, a full disk."""
-    if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("There is no CUDA device here: leave out --device.")
-    machine.use_cpu_well(torch.device(cfg.device))
+    device = choose_device(cfg.device)
+    machine.use_cpu_well(device)
     torch.set_num_threads(cfg.threads)
     for name in cfg.methods:
         lookup("method", name, dict.fromkeys((*METHODS, *VARIANTS)))
@@ -277,12 +276,11 @@ def main(cfg: CostsConfig) -> None:
     rows: list[dict[str, Any]] = []
     with Bars().stage("measuring", len(cfg.methods)) as update:
         for i, name in enumerate(cfg.methods, start=1):
-            rows.append(asdict(costs(name, Sizes(device=torch.device(cfg.device)), cfg.seconds)))
+            rows.append(asdict(costs(name, Sizes(device=device), cfg.seconds)))
             atomic_csv(cfg.out / "costs.csv", tuple(rows[0]), [list(row.values()) for row in rows])
             update(i, note=name)
     sizes = {name: value for name, value in asdict(Sizes()).items() if name not in ("bases", "device")}
-    about = {"sizes": sizes, "threads": cfg.threads, "seconds": cfg.seconds}
-    about["device"] = name_of(torch.device(cfg.device))
+    about = {"sizes": sizes, "threads": cfg.threads, "seconds": cfg.seconds, "device": name_of(device)}
     record = {name: x for name, x in provenance(seed=0).items() if name != "argv"}
     atomic_json(cfg.out / "provenance.json", about | record)
 
