@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from policy_decorator.demos.dataset import check
 from policy_decorator.demos.record import record_expert
@@ -157,8 +158,9 @@ def test_a_state_that_is_put_back_tells_the_layout_too(env: Any) -> None:
     state = env.simulator.get_state().clone()
     assert abs(obs[42] - obs[32]) > 0.02, "the switch has moved"
     env.reset(seed=5)
-    env.simulator.target_link_pos[:], env.simulator.target_joint_axis[:] = 0, 0
-    env.simulator.set_state(state)
+    with torch.inference_mode():  # as the environment itself
+        env.simulator.target_link_pos[:], env.simulator.target_joint_axis[:] = 0, 0
+        env.simulator.set_state(state)
     np.testing.assert_allclose(env.simulator.get_obs()[0].numpy(), obs, atol=1e-5)
 
 

@@ -156,7 +156,10 @@ def frame_of(obs: Any, simulated: Simulated) -> Any:
 
 
 class Simulation(gym.Env[Any, np.ndarray]):
-    """One environment on the CPU: float32 observations; a bool `info["success"]`, also the reward; no time limit."""
+    """One environment on the CPU: float32 observations; a bool `info["success"]`, also the reward; no time limit.
+
+    A step is hundreds of operations on small tensors, which are a sixth faster in inference mode.
+    """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gymnasium's own attribute)
 
@@ -177,12 +180,14 @@ class Simulation(gym.Env[Any, np.ndarray]):
             return {name: x[0].numpy() for name, x in frame.items()}
         return frame[0].numpy()
 
+    @torch.inference_mode()
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Without a seed, the next layout is drawn from this environment's own generator."""
         super().reset(seed=seed)
         obs, _ = self.simulator.reset(seed=int(self.np_random.integers(2**31)) if seed is None else seed)
         return self._frame(obs), {"success": False}
 
+    @torch.inference_mode()
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Actions outside [-1, 1] are clipped."""
         obs, _, _, _, info = self.simulator.step(np.clip(action, -1.0, 1.0).astype(np.float32))
