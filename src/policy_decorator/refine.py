@@ -39,6 +39,7 @@ from policy_decorator.methods.alone import Nobody
 from policy_decorator.methods.finetuned import FineTuned, trained
 from policy_decorator.progress import Display, Silent
 from policy_decorator.refined import Refined
+from policy_decorator.rl.scale import ProgressiveScale
 from policy_decorator.runlog import CHECKPOINT, RunFolder
 from policy_decorator.statistics import paired_gain, wilson
 from policy_decorator.train import train
@@ -175,6 +176,8 @@ class Refinement:
         self._tell(episodes)
         rate = episodes.rate
         self._log({"eval/base": rate, "eval/full": rate, "eval/behaviour": rate})
+        if self._scales:
+            self._keep_if_best(rate)
         if rate > 0:
             return
         problem = f"The base policy succeeded in none of {n} episodes of {self.task.name}"
@@ -190,7 +193,7 @@ class Refinement:
         policy, epsilon = self.run.policy, self._epsilon()
         episodes = self.episodes(policy, self.cfg.eval_episodes, VALIDATION, "full")
         full = behaviour = episodes.rate
-        if isinstance(policy, DecoratedPolicy) and epsilon < 1.0:
+        if isinstance(policy, DecoratedPolicy) and epsilon < 1.0 and not self._scales:
             gated = dataclasses.replace(policy, composition=Gated(policy.composition, epsilon))
             behaviour = self.episodes(gated, self.cfg.eval_episodes, VALIDATION, "behaviour").rate
         self._log({"eval/full": full, "eval/behaviour": behaviour})
@@ -273,6 +276,11 @@ class Refinement:
     def _used(self) -> dict[str, bool]:
         """Whether updates were compiled and replayed from CUDA graphs, here or before a resume."""
         return {name: here or self.used_before.get(name, False) for name, here in used(self.updates).items()}
+
+    @property
+    def _scales(self) -> bool:
+        """Whether it evaluates what it does in training: the residual as loud as it is there, from silence on."""
+        return isinstance(self.run.collector.gate, ProgressiveScale)
 
     def _epsilon(self) -> float:
         epsilon = getattr(self.run.collector.gate, "epsilon", None)

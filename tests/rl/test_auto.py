@@ -40,6 +40,7 @@ def test_the_bound_lies_between_how_much_actions_vary_and_how_finely_they_are_pl
         assert bound_of(_demonstrated(smooth, error)) == pytest.approx(wanted.item(), rel=0.03)
     both = smooth + 0.1 * torch.randn(20_000, 2, generator=g)
     assert bound_of(_demonstrated(both, 0.3)) == pytest.approx(bound_of(_demonstrated(smooth, 0.3)), rel=0.03)
+    assert bound_of(one := _demonstrated(both, 0.3), 1.4) == pytest.approx(2 * bound_of(one))
     assert bound_of(_demonstrated(both, 0.02)) > 1.3 * bound_of(_demonstrated(smooth, 0.05))
 
 

@@ -41,6 +41,23 @@ def test_compiled_updates_learn_the_same_and_go_on_from_a_snapshot(kind: str, mo
     assert_same(state_of(learner), state_of(plain), close=True)
 
 
+def test_they_see_the_scale_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It changes from step to step (`decorator.ProgressiveScale`), and graphs are made once."""
+    monkeypatch.setattr(compiled.torch, "compile", partial(torch.compile, backend="aot_eager"))
+    plain, learner = new_learner(), new_learner()
+    actors: list[Any] = [plain.actor, learner.actor]
+    update = Compiled(learner)
+    for k, scale in enumerate((0.1, 0.1, 0.9)):
+        for actor in actors:
+            actor.scale.fill_(scale)
+        torch.manual_seed(k)
+        wanted = plain.update(new_batch(k))
+        torch.manual_seed(k)
+        assert_same([update(new_batch(k))], [wanted], close=True)
+    assert all(update.works.values())
+    assert_same(state_of(learner), state_of(plain), close=True)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("captures", [False, True])
 def test_on_a_gpu_they_learn_the_same_too(captures: bool) -> None:

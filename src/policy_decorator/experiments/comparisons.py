@@ -189,6 +189,19 @@ def _decorated(label: str, base: str, *, sees: bool = False) -> Entry:
     return Entry(base, label, preset="fast", total_steps=25_000, train={"eval_every": 5_000}, run=run, learn=learn)
 
 
+INTRODUCED_ON = ((PEG, 30_000), ("metaworld/assembly", 30_000), ("adroit/door", 60_000), ("adroit/pen", 60_000))
+"""Tasks and environment steps."""
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "by chance": {"introduced_by": "chance"},
+    "by scale": {"introduced_by": "scale"},
+    "by scale, twice the bound": {"introduced_by": "scale", "bound_share": 1.4},
+}
+"""What epsilon is: the probability with which the residual speaks, or its scale. All else is as `fast` has it."""
+INTRODUCED_BY = tuple(
+    replace(_entry(task, label, learn=learn), total_steps=steps)
+    for task, steps in INTRODUCED_ON
+    for label, learn in WAYS.items()
+)
 BASE_POLICIES = (
     _decorated("MLP", PEG),
     _decorated("BeT", f"{PEG}-bet"),

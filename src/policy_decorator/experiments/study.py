@@ -66,6 +66,7 @@ STUDIES: Mapping[str, tuple[Entry, ...]] = {
         _faster("overlap", train={"eval_every": 5_000, "overlap": True}),
     ),
     "recipes": recipes.ENTRIES,
+    "introduced-by": comparisons.INTRODUCED_BY,
     "base-policies": comparisons.BASE_POLICIES,
     "other-methods": comparisons.OTHER_METHODS,
     "dppo": comparisons.DPPO,
@@ -78,8 +79,8 @@ STUDIES: Mapping[str, tuple[Entry, ...]] = {
 @dataclass(frozen=True)
 class StudyConfig:
     study: tyro.conf.Positional[str]
-    """demo, controlled-exploration, adroit, recipes, base-policies, other-methods, dppo, fine-tuning, appendix-f
-    or bench/learning."""
+    """demo, controlled-exploration, adroit, recipes, introduced-by, base-policies, other-methods, dppo, fine-tuning,
+    appendix-f or bench/learning."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """A run of every entry for each."""
     jobs: int = 1

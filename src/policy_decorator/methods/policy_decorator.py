@@ -8,13 +8,13 @@ from policy_decorator.errors import UserError
 from policy_decorator.methods import on_policy
 from policy_decorator.methods.off_policy import OffPolicyConfig, assemble, eye_of, learner_of, networks
 from policy_decorator.methods.problem import Problem, Run
-from policy_decorator.rl.auto import MeasuredExploration, bound_of
+from policy_decorator.rl.auto import BOUND_SHARE, MeasuredExploration, bound_of
 from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.ppo import PPOConfig
+from policy_decorator.rl.scale import ProgressiveScale
 from policy_decorator.rl.selection import Selection, ValueSelected
 from policy_decorator.rl.sight import through
 from policy_decorator.rollout import Collector
-from policy_decorator.types import Gate
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,25 @@ class Config(ResidualConfig):
 
     bound: float | Literal["auto"] = 0.1
     """alpha: largest correction in every action dimension (paper Table 8); auto: from the demonstrations."""
+    bound_share: float = BOUND_SHARE
+    """Factor of `bound = auto`; with `introduced_by = scale` more may be tried, as what is too loud is not reached."""
     horizon: int | Literal["auto"] = 100_000
     """H: environment steps over which the residual is introduced (paper Table 8); auto: as success allows it."""
     opening_steps: int = 10_000
     """Environment steps over which `horizon = auto` introduces the residual if success never falls."""
+    introduced_by: Literal["chance", "scale"] = "chance"
+    """What epsilon is: with which probability the residual speaks at a decision (Eq. 1), or how loudly at every one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.introduced_by == "chance":
+            return
+        if self.learner != "sac" or self.select_by_value != "never":
+            raise UserError("introduced_by = scale needs learner = sac and select_by_value = never: or give chance.")
+        if self.horizon != "auto" and not self.base_only_warmup:
+            raise UserError(
+                "introduced_by = scale needs base_only_warmup: the warm-up's random corrections would not be small."
+            )
 
     @property
     def uses_demonstrations(self) -> bool:
@@ -75,7 +90,7 @@ def build(cfg: Config, p: Problem) -> Run:
     bound = _bound(cfg, p)
     residual, monitor = Residual(bound, cfg.actor_sees, cfg.critic_sees), Monitor()
     if cfg.learner == "ppo":
-        return on_policy.build(cfg, p, residual, _gate(cfg, p, monitor), monitor)
+        return on_policy.build(cfg, p, residual, _schedule(cfg, p, monitor), monitor)
     eye, obs_size = eye_of(cfg, p)
     seen = obs_size + (p.action_size if cfg.actor_sees == "obs+base" else 0)
     actor, critics = networks(cfg, p, seen, obs_size, p.action_size * (2 if cfg.critic_sees == "concat" else 1))
@@ -89,7 +104,9 @@ def build(cfg: Config, p: Problem) -> Run:
     if "evaluation" in where:
         acting = ValueSelected(actor, critics, selection), shown
     explores, composition = through(eye, *exploring)
-    collector = Collector(p.env, p.base, composition, _gate(cfg, p, monitor), cfg.reward_shift, p.seed)
+    schedule = _schedule(cfg, p, monitor)
+    gate = ProgressiveScale(schedule, actor) if cfg.introduced_by == "scale" else schedule
+    collector = Collector(p.env, p.base, composition, gate, cfg.reward_shift, p.seed)
     policy = DecoratedPolicy(p.base, *through(eye, *acting))
     parts = {"collector": collector, "learner": learner, "explores": explores, "policy": policy}
     return assemble(cfg, p, **parts, monitor=monitor, bound=bound, eye=eye)
@@ -100,10 +117,10 @@ def _bound(cfg: Config, p: Problem) -> float:
         return cfg.bound
     if p.demonstrated is None:
         raise UserError("bound = auto is read from demonstrations: give them (demos), or a number as the bound.")
-    return bound_of(p.demonstrated)
+    return bound_of(p.demonstrated, cfg.bound_share)
 
 
-def _gate(cfg: Config, p: Problem, monitor: Monitor) -> Gate:
+def _schedule(cfg: Config, p: Problem, monitor: Monitor) -> MeasuredExploration | ProgressiveExploration:
     if cfg.horizon == "auto":
         return MeasuredExploration(monitor, p.warmup_steps, cfg.opening_steps)
     return ProgressiveExploration(cfg.horizon, start=p.warmup_steps if cfg.base_only_warmup else 0)

@@ -16,10 +16,10 @@ from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.monitor import Monitor
 
 BOUND_SHARE = 0.7
-"""alpha as a share of the geometric mean that `bound_of` takes."""
+"""alpha as a share of the geometric mean that `bound_of` takes, where nothing else is asked for."""
 
 
-def bound_of(d: Demonstrated) -> float:
+def bound_of(d: Demonstrated, share: float = BOUND_SHARE) -> float:
     """alpha for these demonstrations and this base, (N,) rows of which are enough to say it.
 
     Between two scales, of which it takes the geometric mean: how much the demonstrated actions vary at all, since a
@@ -32,7 +32,7 @@ def bound_of(d: Demonstrated) -> float:
     change = action.diff(dim=0)[episode[1:] == episode[:-1]].square().mean(dim=0).div(2).sqrt().nan_to_num()
     error = (action - d.base.flatten(1)).square().mean(dim=0).sqrt()
     fine = torch.maximum(change.mean(), error.mean())
-    return BOUND_SHARE * (spread.mean() * fine).sqrt().item()
+    return share * (spread.mean() * fine).sqrt().item()
 
 
 BASE_EPISODES = 150
@@ -78,10 +78,14 @@ class MeasuredExploration:
         """As last decided: unlike a schedule's, it cannot be said for other steps."""
         return self.value
 
-    def __call__(self, step: int, episode_step: Tensor) -> Tensor:
+    def advance(self, step: int, envs: int) -> None:
+        """Decide on epsilon by the episodes of `envs` environments that have ended by `step`."""
         if step > self.at:
-            self._measure(step, len(episode_step))
+            self._measure(step, envs)
             self.at = step
+
+    def __call__(self, step: int, episode_step: Tensor) -> Tensor:
+        self.advance(step, len(episode_step))
         return torch.rand(episode_step.shape, device=episode_step.device) < self.epsilon(step)
 
     @property

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -76,13 +76,20 @@ class Standardize(nn.Module):
 
 
 class TanhGaussian(nn.Module):
-    """State-dependent Gaussian squashed to (-1, 1)."""
+    """State-dependent Gaussian squashed to (-1, 1), and then multiplied by `scale`.
+
+    Densities are those before the multiplication: what entropy is asked for does not depend on the scale.
+    """
+
+    scale: Tensor
+    """In [0, 1]; not learned."""
 
     def __init__(self, input_size: int, chunk: tuple[int, int], cfg: NetConfig | None = None) -> None:
         super().__init__()
         self.cfg = cfg = cfg or NetConfig()
         self.chunk_shape = chunk  # (Ta, Da)
         self.standardize = Standardize(input_size)
+        self.register_buffer("scale", torch.ones(()))
         sizes = (input_size, *(cfg.width,) * cfg.depth, 2 * math.prod(chunk))
         self.net = StackedMLP(1, sizes, cfg.head_gain, hidden_dtype=cfg.hidden_dtype)
         self._begin_at()
@@ -108,7 +115,7 @@ class TanhGaussian(nn.Module):
         mean, log_std = self.gaussian(seen)
         noise = self.fresh_noise(seen) if noise is None else noise
         u = mean + log_std.exp() * noise
-        return u.tanh().unflatten(-1, self.chunk_shape), squashed_density(u, noise, log_std)
+        return self.scale * u.tanh().unflatten(-1, self.chunk_shape), squashed_density(u, noise, log_std)
 
     def fresh_noise(self, seen: Tensor) -> Tensor:
         """Standard normal, (B, Ta * Da)."""
@@ -116,7 +123,11 @@ class TanhGaussian(nn.Module):
 
     def mode(self, seen: Tensor) -> Tensor:
         """(B, *) -> the most likely raw action (B, Ta, Da)."""
-        return self.gaussian(seen)[0].tanh().unflatten(-1, self.chunk_shape)
+        return self.scale * self.gaussian(seen)[0].tanh().unflatten(-1, self.chunk_shape)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        state_dict.setdefault(f"{prefix}scale", torch.ones(()))  # files from before there was one
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def log_normal(noise: Tensor, log_std: Tensor) -> Tensor:
