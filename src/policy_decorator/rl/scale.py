@@ -6,8 +6,15 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from policy_decorator.decorator import ProgressiveExploration
 from policy_decorator.rl.auto import MeasuredExploration
+
+
+class Schedule(Protocol):
+    """Says epsilon: `decorator.ProgressiveExploration` by the step, `MeasuredExploration` by what it has measured."""
+
+    @property
+    def horizon(self) -> int | Literal["auto"]: ...
+    def epsilon(self, step: int) -> float: ...
 
 
 class Scaled(Protocol):
@@ -25,7 +32,7 @@ class ProgressiveScale:
     whole episode before it speaks in most of them.
     """
 
-    schedule: ProgressiveExploration | MeasuredExploration
+    schedule: Schedule
     actor: Scaled
 
     def __post_init__(self) -> None:
