@@ -16,6 +16,7 @@ from policy_decorator.config import RefineConfig
 from policy_decorator.decorator import ProgressiveExploration, Residual
 from policy_decorator.envs.toy import BiasedController
 from policy_decorator.errors import UserError
+from policy_decorator.progress import Silent
 from policy_decorator.refine import Refinement, refine
 from policy_decorator.refined import Refined
 from policy_decorator.rl.auto import MeasuredExploration
@@ -134,11 +135,17 @@ def test_the_policy_that_is_evaluated_is_the_one_that_acts(
     assert len(comparison.refined.episodes.success) == 12
 
 
-def test_where_no_residual_did_better_the_base_is_handed_over(by_scale: MakeConfig, steady: nn.Module) -> None:
+def test_where_no_residual_did_better_the_base_is_handed_over(
+    by_scale: MakeConfig, steady: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = by_scale(horizon=10, total_steps=400, eval_every=100, eval_episodes=20, test_episodes=20)
     wild = replace(config.learn.nets, head_gain=100.0)  # an untrained residual that throws the base off
     learn = replace(config.learn, bound=2.0, nets=wild, sac=replace(config.learn.sac, lr=1e-6))
-    refined, comparison = refine(replace(config, learn=learn), steady)  # pyright: ignore[reportArgumentType]
+    said: list[str] = []
+    display = Silent()
+    monkeypatch.setattr(display, "say", said.append)
+    refined, comparison = refine(replace(config, learn=learn), steady, display=display)  # pyright: ignore[reportArgumentType]
+    assert any("the base is handed over" in text for text in said)
     assert refined.summary["kept_checkpoint_step"] == 0
     assert refined.summary["gain"] == 0
     assert comparison.base.episodes.env_steps.tolist() == comparison.refined.episodes.env_steps.tolist()

@@ -314,6 +314,8 @@ class Refinement:
         if self.cfg.keep == "best" and self.best["actor"] is not None:
             self._residual.load_state_dict(self.best["actor"])
             step = self.best["step"]
+            if self._scales and step == 0:
+                self.display.say("No evaluation was better than the base's own: the base is handed over as it is.")
         policy = cast(DecoratedPolicy, self.run.policy)
         comparison = Comparison(self._play(self.base, "base"), self._play(policy, "final"))
         summary = self._summary(comparison.base.episodes, comparison.refined.episodes, step)
