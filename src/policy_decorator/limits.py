@@ -17,9 +17,8 @@ FROM_ZERO += " exploration_std smoothing_std smoothing_limit value_weight entrop
 FROM_ZERO += " cql_weight advantage_sharpness demo_weight damping gradient_penalty imitation_weight"
 FROM_ZERO += " critic_first base_steps"
 ABOVE_ZERO = "bound bound_share lr tau initial_std clip target_kl sampling_std density_std noise_limit clip_smallest"
-ABOVE_ZERO += (
-    " clip_growth critic_lr reward_limit gamma_denoise cql_temperature advantage_temperature normalized_step cloning_lr"
-)
+ABOVE_ZERO += " clip_growth critic_lr reward_limit gamma_denoise cql_temperature advantage_temperature"
+ABOVE_ZERO += " normalized_step cloning_lr"
 ABOVE_ZERO += " d_lr begin_std action_lr action_grad_norm temperature_lr"
 SHARES = "gamma success_tolerance gae_lambda demo_share demo_share_end gamma_denoise scale_gamma expectile demo_decay"
 

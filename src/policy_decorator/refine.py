@@ -315,7 +315,7 @@ class Refinement:
             self._residual.load_state_dict(self.best["actor"])
             step = self.best["step"]
             if self._scales and step == 0:
-                self.display.say("No evaluation was better than the base's own: the base is handed over as it is.")
+                self.display.say("No evaluation was as good as the base's own: the base is handed over as it is.")
         policy = cast(DecoratedPolicy, self.run.policy)
         comparison = Comparison(self._play(self.base, "base"), self._play(policy, "final"))
         summary = self._summary(comparison.base.episodes, comparison.refined.episodes, step)

@@ -42,7 +42,7 @@ def test_compiled_updates_learn_the_same_and_go_on_from_a_snapshot(kind: str, mo
 
 
 def test_they_see_the_scale_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It changes from step to step (`decorator.ProgressiveScale`), and graphs are made once."""
+    """It changes from step to step (`rl.scale.ProgressiveScale`), and graphs are made once."""
     monkeypatch.setattr(compiled.torch, "compile", partial(torch.compile, backend="aot_eager"))
     plain, learner = new_learner(), new_learner()
     actors: list[Any] = [plain.actor, learner.actor]

@@ -62,7 +62,7 @@ class Config(ResidualConfig):
     bound: float | Literal["auto"] = 0.1
     """alpha: largest correction in every action dimension (paper Table 8); auto: from the demonstrations."""
     bound_share: float = BOUND_SHARE
-    """Factor of `bound = auto`: twice as much was better on one task of four, and worse on three."""
+    """Factor of `bound = auto`. Twice as much, introduced by scale, was better on one task and worse on three."""
     horizon: int | Literal["auto"] = 100_000
     """H: environment steps over which the residual is introduced (paper Table 8); auto: as success allows it."""
     opening_steps: int = 10_000
