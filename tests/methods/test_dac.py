@@ -66,7 +66,7 @@ def test_critics_see_whether_it_is_over_and_the_actor_does_not(small: Any, stead
     assert isinstance(run.data, Endless)
     batch = run.data.sample(64)
     assert batch.obs.shape == batch.next_obs.shape == (64, 5)
-    torch.testing.assert_close(batch.reward, run.judge.d.rewards(batch.obs, batch.raw))
+    torch.testing.assert_close(batch.reward, run.judge.rewards(batch.obs, batch.raw))
     run.learn(3)
     assert run.learner.updates == 3
     assert all(p.isfinite().all() for p in run.learner.actor.parameters())

@@ -46,7 +46,10 @@ def _collect(run: Adversarial, decisions: int) -> None:
 def test_rewards_rise_where_it_acts_as_was_shown(small: Any, steady: nn.Module) -> None:
     run = _build(small, steady, discriminator=DiscriminatorConfig(d_width=32, d_steps=50, d_lr=1e-3))
     _collect(run, 50)
-    score, obs = run.judge.score, torch.rand(200, 4)
+    d, obs = replace(run.judge, unit=1.0), torch.rand(200, 4)
+    assert run.judge.unit == pytest.approx(0.05)
+    assert torch.equal(run.judge.score(obs, obs[:, None, :2]), run.judge.unit * d.score(obs, obs[:, None, :2]))
+    score = d.score
     alike, other = torch.tensor([[[0.5, -0.5]]]).repeat(200, 1, 1), torch.tensor([[[-0.5, 0.5]]]).repeat(200, 1, 1)
     before = float((score(obs, alike) - score(obs, other)).mean())
     metrics = [run._tell_apart() for _ in range(4)]
@@ -112,10 +115,11 @@ def test_ends_are_worth_reaching_where_they_were_shown(theirs: bool, small: Any,
     assert run.replay.data is not None
     run.replay.data.terminated.fill_(not theirs)
     assert len(run.judge.pairs(run.replay.sample(6))) == (6 if theirs else 12)
-    before = run.judge.ended()
+    judge = replace(run.judge, unit=1.0)
+    before = judge.ended()
     run._tell_apart()
-    assert (run.judge.ended() > before + 0.3) == theirs
-    assert (run.judge.ended() < before - 0.3) != theirs
+    assert (judge.ended() > before + 0.3) == theirs
+    assert (judge.ended() < before - 0.3) != theirs
 
 
 def test_it_acts_alone(small: Any, steady: nn.Module) -> None:

@@ -45,7 +45,7 @@ def test_it_begins_at_the_mean_length_of_successes() -> None:
 
 
 def test_it_goes_back_where_all_is_well_and_never_below_zero() -> None:
-    curriculum = _curriculum(success_tolerance=0.1, step_back=8)
+    curriculum = _curriculum(success_tolerance=0.1, step_back=8, success_window=1)
     told = (1.0, 0.5, 0.4, 0.3, 0.8, 0.6, 0.7)  # the base; both, at first; within; too low; better; too low now; within
     steps = []
     for rate in told:
@@ -65,6 +65,11 @@ def test_means_of_a_window_are_compared() -> None:
     again = _curriculum(success_window=2)
     again.restore(curriculum.state())
     assert again.state() == curriculum.state()
+
+
+@pytest.mark.parametrize(("evaluations", "window"), [(60, 5), (20, 5), (8, 2), (3, 1)])
+def test_means_are_of_five_evaluations_or_of_a_quarter_of_them(evaluations: int, window: int) -> None:
+    assert Curriculum(Successor(3, (1, 2)), 1, Config(), evaluations).window == window
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,7 @@ def test_a_loss_is_the_direct_sum_over_decisions_and_steps() -> None:
         for p in _tuned(dppo):
             p.add_(1e-3 * torch.randn_like(p))
         new = dppo.denoising.log_density(seen, x, following, which)
-    advantage, goal = dppo._advantages(flat, t, done)
-    advantage = advantage.repeat_interleave(3)
+    advantage = dppo._advantages(flat, t, done)[0].repeat_interleave(3)
     normal = (advantage - advantage.mean()) / advantage.std(correction=0)
     total, clips = 0.0, [0.001, 0.001 + 0.009 * math.expm1(1.5) / math.expm1(3), 0.01]
     clipped = 0
@@ -99,7 +98,7 @@ def test_a_loss_is_the_direct_sum_over_decisions_and_steps() -> None:
     assert 10 < clipped < 50
     taken: list[Tensor] = []
     dppo.actor_optimizer.down = lambda loss: taken.append(loss.detach())  # pyright: ignore
-    facts = dppo._descend(new - old, advantage, which, seen[:, -3:], goal.repeat_interleave(3))
+    facts = dppo._descend_actor(new - old, advantage, which)
     assert taken[0].item() == pytest.approx(total, abs=1e-5)
     assert facts["ppo/clipped"].item() == pytest.approx(clipped / 60)
 
@@ -131,8 +130,8 @@ def test_the_value_is_fitted_to_the_returns() -> None:
     dppo = _dppo({"gae_lambda": 1.0}, critic_lr=1e-2, critic_rounds=1)
     t, done = _round(dppo)
     _, goal = dppo._advantages(Transition(*(x.flatten(0, 1) for x in t)), t, done)
-    obs, nothing = t.obs.flatten(0, 1)[:, -3:], torch.zeros(20)
-    errors = [dppo._descend(nothing, nothing, nothing.long(), obs, goal)["loss/critic"] for _ in range(300)]
+    obs = t.obs.flatten(0, 1)[:, -3:]
+    errors = [dppo._descend_critic(obs, goal)["loss/critic"] for _ in range(300)]
     assert errors[-1] < 0.02 * errors[0]
 
 
@@ -145,6 +144,17 @@ def test_in_the_first_rounds_the_value_learns_alone() -> None:
         moved.append(not _same(before, dppo.actor.parameters()))
         assert not _same(values, dppo.critic.parameters())
     assert moved == [False, False, True]
+
+
+def test_the_policy_rests_where_nothing_was_rewarded() -> None:
+    """Also once it has moved: a step without a gradient would go on as the last ones."""
+    dppo = _dppo()
+    dppo.learn(*_round(dppo))
+    before, values = _copy(dppo.actor), _copy(dppo.critic)
+    t, done = _round(dppo)
+    dppo.learn(t._replace(reward=torch.zeros_like(t.reward), terminated=torch.zeros_like(t.terminated)), done)
+    assert _same(before, dppo.actor.parameters())
+    assert not _same(values, dppo.critic.parameters())
 
 
 def test_the_frozen_copy_stays_as_it_was() -> None:

@@ -47,23 +47,35 @@ def _learner(**changes: Any) -> OffsetSAC:
 
 def test_a_sample_is_the_offsets_and_without_noise_the_policys_action() -> None:
     actor, seen = _actor(), torch.randn(6, 12)
-    torch.testing.assert_close(actor(seen, torch.zeros(6, 2))[0], actor.mode(seen))
+    torch.testing.assert_close(actor(seen, torch.zeros(6, 2))[0], actor.mode(seen).clamp(-1, 1))
     torch.testing.assert_close(actor.mode(seen).clamp(-1, 1), actor.act(seen.view(6, 3, 4)))
     noise = torch.randn(6, 2)
     centre, offset = actor.policy.choice(actor.policy.features(seen.view(6, 3, 4)))
     wanted = (centre + (offset + 0.3 * noise).tanh()) / torch.tensor([0.5, 0.3])
-    torch.testing.assert_close(actor(seen, noise)[0][:, 0], wanted)
+    assert (wanted.abs() > 1).any()
+    torch.testing.assert_close(actor(seen, noise)[0][:, 0], wanted.clamp(-1, 1))
 
 
 def test_densities_by_finite_differences_of_the_distribution() -> None:
     """P(tanh(u) in an interval) over its length, from the normal distribution's integral; in units of tanh(u)."""
-    actor, seen, noise = _actor(), torch.randn(6, 12), torch.randn(6, 2)
+    scales = {"action_scale": 2.0, "last_action_scale": 2.0}  # nothing is clipped
+    actor, seen, noise = _actor(**scales), torch.randn(6, 12), torch.randn(6, 2)
     centre, offset = actor.policy.choice(actor.policy.features(seen.view(6, 3, 4)))
     action, density = actor(seen, noise)
     reached = (action[:, 0] * actor.policy.scale - centre).double()  # tanh(u)
     normal, half = Normal(offset.double(), 0.3), 1e-4
     share = normal.cdf((reached + half).atanh()) - normal.cdf((reached - half).atanh())
     torch.testing.assert_close(density.double(), (share / (2 * half)).log().sum(-1), rtol=1e-3, atol=1e-3)
+
+
+def test_an_offset_is_not_driven_beyond_where_actions_end() -> None:
+    """There is nothing to learn about actions that the environments would clip: no gradient leads further out."""
+    actor, seen = _actor(action_scale=0.1, last_action_scale=0.1), torch.randn(20, 12)
+    action = actor(seen)[0]
+    beyond = action.abs() == 1
+    assert beyond.float().mean() > 0.5
+    (grad,) = torch.autograd.grad((action * beyond).sum(), actor.policy.head.lora_B["default"].weight)
+    assert (grad == 0).all()
 
 
 def test_gradients_come_to_the_offset_of_the_chosen_bin_and_to_no_logit() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -105,24 +106,28 @@ def test_a_first_step_is_the_policy_gradient() -> None:
         goal = advantage + value.flatten()
     normal = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
     density, _ = ppo.log_density(seen, raw)
-    loss = -(normal * density).mean() + 0.5 * ((ppo.values(seen) - goal) ** 2).mean()
-    params = ppo.optimizer.param_groups[0]["params"]
-    expected, taken = torch.autograd.grad(loss, params), list[Tensor]()
-    ppo.optimizer.down = lambda loss: taken.extend(torch.autograd.grad(loss, params))  # pyright: ignore
+    losses = -(normal * density).mean(), ((ppo.values(seen) - goal) ** 2).mean()
+    taken = list[tuple[Tensor, ...]]()
+    expected = list[tuple[Tensor, ...]]()
+    for loss, optimizer in zip(reversed(losses), (ppo.critic_optimizer, ppo.actor_optimizer), strict=True):
+        params = optimizer.param_groups[0]["params"]
+        expected.append(torch.autograd.grad(loss, params))
+        optimizer.down = lambda loss, of=params: taken.append(torch.autograd.grad(loss, of))  # pyright: ignore
     ppo.learn(t, done)
-    for one, two in zip(taken, expected, strict=True):
+    assert len(taken) == 2
+    for one, two in zip(chain(*taken), chain(*expected), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
 def test_ratios_beyond_the_clip_do_not_pull() -> None:
-    ppo = _ppo(value_weight=0.0)
+    ppo = _ppo()
     seen, raw = torch.randn(6, 3), torch.rand(6, 1, 2) - 0.5
     now, _ = ppo.log_density(seen, raw)
     moved = torch.tensor([0.5, 0.5, -0.5, -0.5, 0.1, 0.1])
     advantage = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])  # zero mean and unit spread already
     taken: list[Tensor] = []
-    ppo.optimizer.down = lambda loss: taken.append(loss.detach())  # pyright: ignore
-    ppo._descend(seen, raw, (now - moved).detach(), advantage, torch.zeros(6), torch.ones(6))
+    ppo.actor_optimizer.down = lambda loss: taken.append(loss.detach())  # pyright: ignore
+    ppo._descend_actor(seen, raw, (now - moved).detach(), advantage)
     gains = [
         min(math.exp(m) * a, min(max(math.exp(m), 0.8), 1.2) * a)
         for m, a in zip(moved.tolist(), advantage.tolist(), strict=True)
@@ -130,13 +135,34 @@ def test_ratios_beyond_the_clip_do_not_pull() -> None:
     assert taken[0].item() == pytest.approx(-sum(gains) / 6, abs=1e-5)
 
 
-def test_where_the_base_acted_alone_the_actor_learns_nothing_and_the_value_does() -> None:
+@pytest.mark.parametrize("why", ["the base acted alone", "nothing was rewarded"])
+def test_the_actor_rests_and_the_value_learns_where(why: str) -> None:
+    """Also once the actor has moved: a step without a gradient would go on as the last ones."""
     ppo = _ppo()
-    t, done = _decisions(8, 4)
+    ppo.learn(*_decisions(8, 4))
     before = [p.clone() for p in ppo.actor.parameters()], [p.clone() for p in ppo.critic.parameters()]
-    ppo.learn(t._replace(raw=torch.zeros_like(t.raw)), done)
+    t, done = _decisions(8, 4)
+    zero = ("raw",) if why == "the base acted alone" else ("reward", "terminated")
+    ppo.learn(t._replace(**{name: torch.zeros_like(getattr(t, name)) for name in zero}), done)
     assert all(torch.equal(p, q) for p, q in zip(before[0], ppo.actor.parameters(), strict=True))
     assert any(not torch.equal(p, q) for p, q in zip(before[1], ppo.critic.parameters(), strict=True))
+
+
+def test_the_actor_learns_from_its_own_decisions_only_and_as_often_as_there_are_some() -> None:
+    """Of 32 decisions 5 were its own: one step per pass, on their advantages, normalised among themselves."""
+    ppo = _ppo(epochs=2, minibatches=4, target_kl=None)
+    t, done = _decisions(8, 4)
+    own = torch.zeros(8, 4, dtype=torch.bool)
+    own.flatten()[torch.tensor([3, 7, 8, 20, 30])] = True
+    t = t._replace(raw=t.raw * own[..., None, None])
+    advantage = ppo._prepare(t, done)[3].view(8, 4)[own]
+    normal = (advantage - advantage.mean()) / advantage.std(correction=0)
+    steps, made = list[Tensor](), ppo._descend_actor
+    ppo._descend_actor = lambda *x: (steps.append(x[3]), made(*x))[1]  # pyright: ignore
+    ppo.learn(t, done)
+    assert ppo.updates == 8
+    assert [len(x) for x in steps] == [5, 5]
+    torch.testing.assert_close(steps[0].sort()[0], normal.sort()[0])
 
 
 def test_a_policy_that_has_moved_far_enough_is_left_alone() -> None:

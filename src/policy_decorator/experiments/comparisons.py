@@ -12,8 +12,11 @@ from typing import Any
 
 from policy_decorator.experiments.bases import BASES
 from policy_decorator.experiments.entry import Entry
+from policy_decorator.experiments.presets import ALONE
 from policy_decorator.methods.cal_ql import LADDER
 from policy_decorator.rl.cql import CQLConfig
+from policy_decorator.rl.dipo import DIPOConfig
+from policy_decorator.rl.dppo import DPPOConfig
 from policy_decorator.rl.iql import IQLConfig
 from policy_decorator.rl.ppo import PPOConfig
 
@@ -42,12 +45,15 @@ OWN_EXPERIENCE: Mapping[str, Any] = {"demo_share": 0.0}
 UNCONTROLLED: Mapping[str, Any] = {"base_only_warmup": False, **OWN_EXPERIENCE}
 """Residual RL's warm-up is random, the first of two reasons for its collapse (App. G.1); all else is as Policy
 Decorator without demonstrations has it."""
-DPPO_OWN = PPOConfig(epochs=10, minibatches=20, clip=0.01, target_kl=1.0)
 DPPO_ROUND = 1_600
-"""Environment steps between its updates: eighteen rounds, of which two are the value function's. Its authors, who have
-millions of steps, take more."""
-TRANSPORTED: Mapping[str, Any] = {"temperature": 0.02}
-"""At first, where the reward is optimal transport's: ten times as large as success."""
+"""Environment steps between its updates: eighteen rounds, of which two are the value function's. Its authors', for
+whom millions of steps are few, are longer than a whole run here."""
+DPPO_PPO = PPOConfig(epochs=10, minibatches=2, clip=0.01, target_kl=1.0)
+"""Its authors', but for minibatches: theirs hold 10,000 denoising steps, these 1,000."""
+DPPO_LR = 1e-5
+"""Its authors' where a base acts by DDIM in five steps, as here; 1e-4 is for twenty of DDPM."""
+OTHER_SPREADS = DPPOConfig(sampling_std=0.04, gamma_denoise=0.9)
+"""Likewise. A floor of 0.1, which is for Square and Transport, takes most of the success of Door's base."""
 SLOW: Mapping[str, Any] = {"eval_episodes": 15, "test_episodes": 30}
 """Episodes of robosuite's tasks, of which a step takes up to 50 ms and which last hundreds of steps."""
 
@@ -56,9 +62,10 @@ OFFLINE: Mapping[str, Any] = {"offline_updates": 5_000}
 """A quarter of Cal-QL's, in keeping with the environment steps."""
 CRITIC_FIRST = 400
 """Updates of a warm start: of 6,250, as the paper's 0.2 of 3 million steps."""
-HOT: Mapping[str, Any] = {"entropy_in_backup": True, "temperature": 1.0, "temperature_lr": 5 / CRITIC_FIRST}
-"""The temperature as SAC has it, where it is what is asked about. In a warm start it can move as far as the paper's: by
-a factor of e^5 (50,000 updates with a rate of 1e-4)."""
+HOT: Mapping[str, Any] = {"entropy_in_backup": True, "temperature": 0.03, "temperature_lr": 5 / CRITIC_FIRST}
+"""The temperature as SAC has it, where it is what is asked about: the paper's 1 is for values of up to 33, 1 / (1 -
+gamma), ours are at most 1. In a warm start it can move as far as the paper's: by a factor of e^5 (50,000 updates with a
+rate of 1e-4)."""
 ORIGINAL_SPREAD = 505.0
 """Of Cal-QL's values on Adroit: rewards of -5 at every step and 5 at success give Q = -500 + 505 gamma^T. Ours: 1."""
 CONSERVATIVE: Mapping[str, Any] = {
@@ -69,8 +76,15 @@ CONSERVATIVE: Mapping[str, Any] = {
 for each."""
 SHARPER = IQLConfig(advantage_sharpness=30.0)
 """For advantages of rewards of 0 and 1, which are a hundredth of those of -1 and 0 (gamma 0.99)."""
-PLAIN_CRITICS: Mapping[str, Any] = {"critic_layer_norm": False}
-"""As the paper's fine-tuning has them: LayerNorm is RLPD's."""
+STABLE_CRITICS: Mapping[str, Any] = {"critic_layer_norm": True}
+"""Of whatever is fine-tuned, as Policy Decorator has it: without LayerNorm, as in the paper, those of DIPO diverged."""
+TUNED: Mapping[str, Any] = {"lr": 1e-4, "temperature_lr": ALONE}
+"""Of whatever is fine-tuned: Table 9's learning rate."""
+GENTLE: Mapping[str, Any] = {"dipo": DIPOConfig(action_lr=1e-4, action_steps=10)}
+"""As DPPO's authors have DIPO on chunks of actions: its own 20 steps of 0.03 carry them across half of their range."""
+FISH_OWN: Mapping[str, Any] = {"learner": "td3"}
+"""With noise of 0.1 of its bound, as FISH's. Its rewards are a hundredth of success at a decision: SAC's entropy would
+outweigh them."""
 
 
 JUMP_STARTS = 20
@@ -80,15 +94,16 @@ JUMP_STARTS = 20
 def _jsrl(task: str) -> Entry:
     """Evaluated often, and first when it learns: `step_back` follows from how many evaluations there are."""
     every = STEPS // JUMP_STARTS
-    rhythm: dict[str, Any] = {"train": {"eval_every": every, "warmup_steps": every}, "run": {"eval_episodes": 10}}
-    return _entry(task, "JSRL", method="jsrl", **rhythm)
+    return _entry(task, "JSRL", method="jsrl", train={"eval_every": every, "warmup_steps": every})
 
 
 def _dppo(task: str, label: str = "DPPO", **run: Any) -> Entry:
     settings = {**PPO, "run": {**PPO["run"], **run}}
     chunk = BASES[f"{task}-diffusion"].net["chunk"]
-    learn = {"ppo": replace(DPPO_OWN, rollout=DPPO_ROUND // (PPO["run"]["envs"] * chunk))}
-    return _entry(task, label, base="diffusion", method="dppo", learn=learn, **settings)
+    spreads = OTHER_SPREADS if task in OTHERS_ON else replace(OTHER_SPREADS, sampling_std=DPPOConfig.sampling_std)
+    rollout = DPPO_ROUND // (PPO["run"]["envs"] * chunk)
+    learn = {"ppo": replace(DPPO_PPO, rollout=rollout), "dppo": spreads}
+    return _entry(task, label, base="diffusion", method="dppo", learn=learn, sac={"lr": DPPO_LR}, **settings)
 
 
 def _others(task: str) -> tuple[Entry, ...]:
@@ -98,8 +113,8 @@ def _others(task: str) -> tuple[Entry, ...]:
         _entry(task, "Policy Decorator, no demonstrations", learn=OWN_EXPERIENCE),
         _entry(task, "Residual RL", method="residual-rl", learn=UNCONTROLLED),
         _jsrl(task),
-        _entry(task, "GAIL", method="gail", sac={"temperature": 0.1}),
-        _entry(task, "FISH", base="vinn", method="fish", sac=TRANSPORTED),
+        _entry(task, "GAIL", method="gail"),
+        _entry(task, "FISH", base="vinn", method="fish", learn=FISH_OWN),
         _entry(task, "Policy Decorator, PPO", **CONTROLLED, **PPO),
         _entry(task, "Residual RL, PPO", method="residual-rl", learn=UNCONTROLLED, train={"warmup_steps": 0}, **PPO),
         _entry(task, "PPO fine-tuning", method="ppo-finetuning", **PPO),
@@ -123,20 +138,21 @@ def _with_and_without_end(task: str) -> tuple[Entry, ...]:
         _entry(task, "Policy Decorator, fixed length", run=fixed, **ours),
         _dppo(task, "DPPO, fixed length", **fixed),
     )
-    return tuple(replace(entry, train={"eval_every": STEPS // 3}) for entry in made)
+    return tuple(replace(entry, train={**entry.train, "eval_every": STEPS // 3}) for entry in made)
 
 
 def _fine_tuning(task: str) -> tuple[Entry, ...]:
     """The methods of Sec. 5.2.1, on the base as the paper has them, and of Table 1, from scratch as their originals."""
     itself = {"actor": "base"}
+    tuned: dict[str, Any] = {"base": "bounded", "nets": STABLE_CRITICS, "sac": TUNED}
     return (
         _entry(task, "Policy Decorator"),
         _entry(task, "Policy Decorator, no demonstrations", learn=OWN_EXPERIENCE),
-        _entry(task, "SAC with LoRA", base="bounded", method="sac-lora", nets=PLAIN_CRITICS),
-        _entry(task, "RLPD", base="bounded", method="rlpd", learn=itself),
-        _entry(task, "Cal-QL", base="bounded", method="cal-ql", learn={**CONSERVATIVE, **itself}),
-        _entry(task, "ROT", base="bounded", method="rot", nets=PLAIN_CRITICS, sac=TRANSPORTED),
-        _entry(task, "DIPO", base="diffusion-ahead", method="dipo", nets=PLAIN_CRITICS),
+        _entry(task, "SAC with LoRA", method="sac-lora", **tuned),
+        _entry(task, "RLPD", method="rlpd", learn=itself, **tuned),
+        _entry(task, "Cal-QL", method="cal-ql", learn={**CONSERVATIVE, **itself}, **tuned),
+        _entry(task, "ROT", method="rot", **tuned),
+        _entry(task, "DIPO", method="dipo", learn=GENTLE, **{**tuned, "base": "diffusion-ahead"}),
         _entry(task, "RLPD from scratch", method="rlpd"),
         _entry(task, "Cal-QL from scratch", method="cal-ql", learn=CONSERVATIVE),
         _entry(task, "CQL", method="cql", learn=CONSERVATIVE),
@@ -144,7 +160,7 @@ def _fine_tuning(task: str) -> tuple[Entry, ...]:
         _entry(task, "IQL", method="iql", learn={**OFFLINE, "iql": SHARPER}),
         _entry(task, "AWAC", method="awac", learn=OFFLINE),
         _entry(task, "DAPG", method="dapg", nets={"initial_std": 0.3}),  # as demonstrated actions of the hand vary
-        _entry(task, "DAC", method="dac", nets=PLAIN_CRITICS),
+        _entry(task, "DAC", method="dac"),
     )
 
 
@@ -154,19 +170,18 @@ def _appendix_f(task: str, recorded: str) -> tuple[Entry, ...]:
 
     In all but F.3 the actor learns at every update. F.3 is on a task whose demonstrations all succeed, so that only A's
     data hold failures: episodes of the base. All its rungs have single-decision returns, which A and B need. F.5.2 is
-    about what the temperature does to the critics' targets, so it is in them, and begins at 1, with a warm start and
-    without.
+    about what the temperature does to the critics' targets, so it is in them, and begins as high as the paper's, with a
+    warm start and without.
     """
 
     def sac(label: str, *, sac: Mapping[str, Any] = MappingProxyType({}), **learn: Any) -> Entry:
-        every = {"actor_every": 1, **sac}
-        return _entry(task, label, base="bounded", method="sac-lora", nets=PLAIN_CRITICS, learn=learn, sac=every)
+        every = {**TUNED, "actor_every": 1, **sac}
+        return _entry(task, label, base="bounded", method="sac-lora", nets=STABLE_CRITICS, learn=learn, sac=every)
 
     def cal_ql(rung: str) -> Entry:
-        learn = {**CONSERVATIVE, **LADDER[rung], "n_step": 1}
-        return _entry(
-            recorded, f"F.3: {rung}", base="mixed" if rung == "A" else "bounded", method="cal-ql", learn=learn
-        )
+        learn, base = {**CONSERVATIVE, **LADDER[rung], "n_step": 1}, "mixed" if rung == "A" else "bounded"
+        how: dict[str, Any] = {"nets": STABLE_CRITICS, "sac": TUNED if LADDER[rung].get("actor") == "base" else {}}
+        return _entry(recorded, f"F.3: {rung}", base=base, method="cal-ql", learn=learn, **how)
 
     return (
         sac("SAC with LoRA", evaluate_after=(100, 200)),

@@ -9,7 +9,7 @@ from policy_decorator.config import RefineConfig
 from policy_decorator.errors import UserError, lookup
 from policy_decorator.methods import dipo, settings_of
 from policy_decorator.methods.on_policy import OnPolicyConfig
-from policy_decorator.methods.policy_decorator import Config
+from policy_decorator.methods.policy_decorator import Config, ResidualConfig
 from policy_decorator.rl.nets import NetConfig
 from policy_decorator.rl.sac import SACConfig
 from policy_decorator.train import TrainConfig
@@ -60,6 +60,9 @@ class Preset:
     summary: str
     make: Callable[[str, str], RefineConfig]
     """(task, kind of base policy) -> settings."""
+    alone_temperature_lr: float | None = None
+    """Of methods whose actor acts alone; None: as the actor's. A residual's noise is held down by its penalty and its
+    bound. Theirs is the temperature's affair, which with a low learning rate would not get anywhere in a short run."""
 
 
 def _paper(task: str, kind: str) -> RefineConfig:
@@ -148,11 +151,14 @@ def _fast(task: str, kind: str) -> RefineConfig:
     return replace(cfg, learn=replace(cfg.learn, bound="auto", horizon="auto", actor_sees="obs+base", sac=sac))
 
 
+ALONE = 3e-3
+"""By which a temperature can move by a factor of e^9 in 25,000 steps: 3,125 updates of it."""
+
 PRESETS: Mapping[str, Preset] = {
     p.name: p
     for p in (
-        Preset("quick", "a laptop's budget: small batches, n-step returns, low temperature, LayerNorm", _quick),
-        Preset("fast", "nothing to choose: alpha and epsilon are measured; needs demonstrations", _fast),
+        Preset("quick", "a laptop's budget: small batches, n-step returns, low temperature, LayerNorm", _quick, ALONE),
+        Preset("fast", "nothing to choose: alpha and epsilon are measured; needs demonstrations", _fast, ALONE),
         Preset("ppo", "PPO instead of SAC: for simulators that give thousands of steps a second", _ppo),
         Preset("paper", "Table 8, Table 9 and the released code: millions of steps", _paper),
     )
@@ -177,8 +183,11 @@ def settings(
     Raises:
         UserError: an unknown preset or method; a bound or a horizon for a method that has none.
     """
-    cfg = lookup("preset", preset, PRESETS).make(task, kind)
+    chosen = lookup("preset", preset, PRESETS)
+    cfg = chosen.make(task, kind)
     learn = settings_of(method, cfg.learn)
+    if not isinstance(learn, ResidualConfig | OnPolicyConfig):
+        learn = replace(learn, sac=replace(learn.sac, temperature_lr=chosen.alone_temperature_lr))
     if isinstance(learn, OnPolicyConfig):
         cfg = replace(cfg, decide="chunk", train=replace(cfg.train, warmup_steps=0))
     elif isinstance(learn, dipo.Config):

@@ -86,7 +86,7 @@ def build(cfg: Config, p: Problem) -> Run:
         explorer=Explorer(Noisy(actor, cfg.td3.exploration_std), cfg.noise_hold),
         replay=replay,
         intake=NStep(1, cfg.sac.gamma),
-        data=Endless(replay, judge.d.rewards),
+        data=Endless(replay, judge.rewards),
         monitor=Monitor(),
         policy=Alone(p.base, actor, Takeover()),
         update=update_of(p, learner),

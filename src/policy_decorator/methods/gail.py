@@ -1,7 +1,10 @@
 """GAIL with a small network (arXiv:1606.03476; paper App. D.4): rewarded is what cannot be told from a demonstration.
 
     D   learns to tell demonstrated (o, a) from its own          a round every `discriminator_every` updates
-    actor and critics   learn by r = log d - log(1 - d), d = sigmoid(D), computed anew for every batch
+    actor and critics   learn by r = (1 - gamma) (log d - log(1 - d)), d = sigmoid(D), computed anew for every batch
+
+(1 - gamma) makes values as large as D: without it critics that can move by 0.04 in an update would be asked for a
+hundred times as much.
 
 The policy acts alone. Behind a termination lies an absorbing state, which D judges like any other: without it the
 policy would hover for ever beside the goal, where the demonstrations were last seen.
@@ -55,9 +58,10 @@ class Config(OffPolicyConfig):
 
 @dataclass(frozen=True)
 class Judge:
-    """The discriminator, told by one more number whether an episode is over."""
+    """The discriminator, told by one more number whether an episode is over; its rewards are `unit` times D's."""
 
     d: Discriminator
+    unit: float
 
     def pairs(self, t: Transition) -> Tensor:
         """Decisions (B, ...) and the absorbing states behind them, as `Discriminator.pair` has them: (B + ends, *)."""
@@ -71,13 +75,17 @@ class Judge:
 
     def score(self, obs: Tensor, raw: Tensor) -> Tensor:
         """(N, Do), (N, Ta, Da) -> (N,)."""
-        return self.d.rewards(F.pad(obs, (0, 1)), raw)
+        return self.rewards(F.pad(obs, (0, 1)), raw)
 
     def ended(self) -> Tensor:
         """The reward () of a decision behind the end."""
         over = torch.zeros(1, self.d.obs_size, device=self.d.device)
         over[:, -1] = 1
-        return self.d.rewards(over, over.new_zeros(1, self.d.action_size))[0]
+        return self.rewards(over, over.new_zeros(1, self.d.action_size))[0]
+
+    def rewards(self, obs: Tensor, raw: Tensor) -> Tensor:
+        """(N, Do + 1), (N, Ta, Da) -> (N,)."""
+        return self.unit * self.d.rewards(obs, raw)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +118,7 @@ class Adversarial(Run):
 
 def judge_of(cfg: Config, p: Problem) -> Judge:
     """The discriminator of a problem, untrained."""
-    judge = Judge(Discriminator(p.obs_size + 1, p.action_size, cfg.discriminator, p.device))
+    judge = Judge(Discriminator(p.obs_size + 1, p.action_size, cfg.discriminator, p.device), 1 - cfg.sac.gamma)
     if p.obs_statistics is not None:
         judge.d.standardize.set(*p.obs_statistics)
     return judge

@@ -39,19 +39,23 @@ class Config(OffPolicyConfig):
     come to 0 in a short run, even if half of its evaluations are no good."""
     begin_episodes: int = 100
     """Episodes of the base (at least; no fewer than are evaluated anyway) whose successes say where h begins."""
-    success_window: int = 1
-    """Evaluations in the mean that is compared with the best one."""
+    success_window: int | Literal["auto"] = "auto"
+    """Evaluations in the moving mean that is compared with the best one; auto: 5, as of one alone chance decides, or a
+    quarter of the run's evaluations, where they are few."""
     success_tolerance: float = 0.05
     """How far below the best it may be."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(1 if self.step_back == "auto" else self.step_back, self.success_window, self.begin_episodes) < 1:
+        given = [x for x in (self.step_back, self.success_window, self.begin_episodes) if x != "auto"]
+        if min(given) < 1:
             raise UserError("step_back, success_window and begin_episodes must be at least 1.")
         if self.learner == "ppo":
             raise UserError("jsrl learns with sac or td3.")
 
 
+WINDOW = 5
+"""By the mean of so many evaluations of 20 episodes chance moves a rate by 0.05, one standard error."""
 STEP_BACK = 10
 """The paper's, whose runs have 60 evaluations."""
 
@@ -93,7 +97,7 @@ class Curriculum:
             self.actor.guide_steps.fill_(self.begin)
             return
         self.recent.append(episodes.rate)
-        if len(self.recent) < self.cfg.success_window:
+        if len(self.recent) < self.window:
             return
         mean = sum(self.recent) / len(self.recent)
         self.recent.popleft()
@@ -110,8 +114,15 @@ class Curriculum:
         """Of the evaluations those count that can move h and are followed by another: it is to be seen at 0."""
         if self.cfg.step_back != "auto":
             return self.cfg.step_back
-        moves = (self.evaluations - self.cfg.success_window - 1) // 2
+        moves = (self.evaluations - self.window - 1) // 2
         return max(STEP_BACK, math.ceil((self.begin or 0) / max(moves, 1)))
+
+    @property
+    def window(self) -> int:
+        """Evaluations in a mean."""
+        if self.cfg.success_window != "auto":
+            return self.cfg.success_window
+        return max(1, min(WINDOW, self.evaluations // 4))
 
     def state(self) -> dict[str, Any]:
         steps = int(self.actor.guide_steps)

@@ -34,7 +34,8 @@ UPDATES_PER_STEP = 20.0
 def original() -> Config:
     """The original's settings for Adroit: 10 critics of which the target believes 2, one step of the actor in 20.
 
-    Differs from the original: hidden layers begin as PyTorch's and not with Xavier's.
+    Its policy begins with a deviation near 1. Differs from the original: hidden layers begin as PyTorch's and not with
+    Xavier's.
     """
     sac = SACConfig(
         gamma=0.99,
@@ -47,7 +48,7 @@ def original() -> Config:
         critic_subset=2,
         actor_value="mean",
     )
-    return Config(nets=NetConfig(critics=10, critic_layer_norm=True), sac=sac)
+    return Config(nets=NetConfig(critics=10, critic_layer_norm=True, initial_std=1.0), sac=sac)
 
 
 def build(cfg: Config, p: Problem) -> Run:

@@ -3,7 +3,8 @@
     g = mean of A grad log pi of own decisions and w grad log pi of demonstrated ones together,  w = lambda_0 lambda_1^k
 
 A are normalised advantages, k counts rounds. As in the released code the demonstrations' weight is not multiplied by
-the largest advantage, as the paper's Eq. 5 says.
+the largest advantage, as the paper's Eq. 5 says. Differs from both: of a round without any reward only the
+demonstrations are learned from, as normalised advantages would be the value's noise.
 """
 
 import math
@@ -17,7 +18,7 @@ from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor, nn
 
 from policy_decorator.rl.descent import Descent
-from policy_decorator.rl.ppo import PPO
+from policy_decorator.rl.ppo import PPO, tells_apart
 from policy_decorator.rl.weighted import BoundedGaussian
 from policy_decorator.types import Transition
 
@@ -57,7 +58,7 @@ class DAPG(PPO):
 
     def __post_init__(self) -> None:
         self.weight = next(self.actor.parameters()).new_tensor(self.dapg.demo_weight)  # lambda_0 lambda_1^k
-        self.optimizer = Descent(self.critic.parameters(), self.cfg.lr, self.cfg.max_grad_norm)
+        self.critic_optimizer = Descent(self.critic.parameters(), self.cfg.lr, self.cfg.max_grad_norm)
         self.cloning_opt = Descent(self.actor.parameters(), self.dapg.cloning_lr, math.inf)
 
     def log_density(self, seen: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,8 +98,8 @@ class DAPG(PPO):
 
     def learn(self, t: Transition, done: Tensor) -> dict[str, Tensor]:
         """One round on decisions (T, B, ...) of the policy as it is: its step, then the value function's."""
-        seen, raw, _, advantage, goal, _ = self._prepare(t, done)
-        advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8)
+        seen, raw, _, advantage, goal = self._prepare(t, done)
+        advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8) * tells_apart(t)
         params = list(self.actor.parameters())
         gain = self.surrogate(seen, raw, advantage)
         gradient = _flat(torch.autograd.grad(gain, params))
@@ -120,12 +121,11 @@ class DAPG(PPO):
         return torch.distributions.kl_divergence(one, two).sum(-1).mean()
 
     def _fit(self, seen: Tensor, goal: Tensor) -> dict[str, Tensor]:
-        loss = goal.new_zeros(())
+        metrics: dict[str, Tensor] = {}
         for _ in range(self.dapg.value_epochs):
             for rows in torch.randperm(len(goal), device=goal.device).split(self.dapg.value_batch):
-                loss = ((self.values(seen[rows]) - goal[rows]) ** 2).mean()
-                self.optimizer.down(loss)
-        return {"loss/critic": loss}
+                metrics = self._descend_critic(seen[rows], goal[rows])
+        return metrics
 
     def clone(self, b: Transition) -> dict[str, Tensor]:
         """One step of behaviour cloning: the mean towards what was done. The standard deviation is left as it is."""

@@ -3,13 +3,14 @@
     loss_k = -min(rho_k A_k, clip(rho_k, 1 - c_k, 1 + c_k) A_k)     of every decision and tuned step k = 0 ... K' - 1
     rho_k  = exp(log p_k - log p_k,old)                             p_k: the Gaussian of `rl.denoising`
     A_k    = gamma_denoise^(K' - 1 - k) A                           k = 0 is the noisiest, the last makes the action
-    loss_V = w_V (V(o) - A - V_old)^2
+    loss_V = (V(o) - A - V_old)^2
 
 A is the generalised advantage of the decision, with rewards divided by the deviation of the running return, normalised
 in each minibatch of (decision, k) pairs. The value sees the newest frame only.
 
 Differs from DPPO's code: episodes go on from one round to the next, and one that runs out of time bootstraps from its
-own last observation, where DPPO takes the first one of the episode that follows.
+own last observation, where DPPO takes the first one of the episode that follows. In a round without any reward, which
+its rounds of hundreds of episodes hardly are, the policy rests: normalised advantages would be the value's noise.
 """
 
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from policy_decorator.errors import UserError
 from policy_decorator.rl.denoising import Denoising, DenoisingConfig, clip_ranges
 from policy_decorator.rl.descent import Descent
-from policy_decorator.rl.ppo import PPOConfig, Rollouts, advantages
+from policy_decorator.rl.ppo import PPOConfig, Rollouts, advantages, tells_apart
 from policy_decorator.rl.rewards import RewardScale
 from policy_decorator.rl.sac import SACConfig
 from policy_decorator.types import Transition
@@ -102,18 +103,22 @@ class DPPO:
         advantage, goal = self._advantages(flat, t, done)
         steps = self.denoising.pairs(flat.raw)  # N * K' of them: from, to, which
         size = -(-len(steps[0]) // self.ppo.minibatches)
-        tuned, metrics = self.denoising.tuned, dict[str, Tensor]()
+        tuned, metrics, newest = self.denoising.tuned, dict[str, Tensor](), self._newest(flat.obs)
+        policy_learns = self.rounds >= self.dppo.critic_rounds and bool(tells_apart(t))
         with torch.no_grad():
             parts = torch.arange(len(steps[0]), device=done.device).split(size)
             old = torch.cat([self._density(flat.obs, steps, rows) for rows in parts])
         for _ in range(self.ppo.epochs):
             for rows in torch.randperm(len(old), device=done.device).split(size):
+                self.updates += 1
                 one = rows // tuned  # the decisions that these steps belong to
-                moved = self._density(flat.obs, steps, rows) - old[rows]
-                metrics = self._descend(moved, advantage[one], steps[2][rows], self._newest(flat.obs)[one], goal[one])
-                if self._far(metrics):
+                if policy_learns:
+                    moved = self._density(flat.obs, steps, rows) - old[rows]
+                    metrics |= self._descend_actor(moved, advantage[one], steps[2][rows])
+                metrics |= self._descend_critic(newest[one], goal[one])
+                if self.ppo.far(metrics):
                     break
-            if self._far(metrics):
+            if self.ppo.far(metrics):
                 break
         self.rounds += 1
         return {name: value.detach() for name, value in metrics.items()}
@@ -139,20 +144,17 @@ class DPPO:
         found = advantages(reward, value, ahead, t.terminated, done, self.cfg.gamma, lam)
         return found.flatten(), (found + value).flatten()
 
-    def _descend(self, moved: Tensor, advantage: Tensor, which: Tensor, obs: Tensor, goal: Tensor) -> dict[str, Tensor]:
+    def _descend_actor(self, moved: Tensor, advantage: Tensor, which: Tensor) -> dict[str, Tensor]:
         """One step on M denoising steps, whose log-densities have `moved` (M,) since they were taken."""
-        self.updates += 1
         advantage = (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8) * self._discount[which]
         ratio, clip = moved.exp(), self._clip[which]
-        actor_loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
-        value_loss = ((self.values(obs) - goal) ** 2).mean()
-        if self.rounds >= self.dppo.critic_rounds:
-            self.actor_optimizer.down(actor_loss)
-        self.critic_optimizer.down(self.ppo.value_weight * value_loss)
+        loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
+        self.actor_optimizer.down(loss)
         ratio, moved = ratio.detach(), moved.detach()
-        facts = {"loss/actor": actor_loss, "loss/critic": value_loss, "ppo/kl": (ratio - 1 - moved).mean()}
-        return facts | {"ppo/clipped": ((ratio - 1).abs() > clip).float().mean()}
+        clipped = ((ratio - 1).abs() > clip).float().mean()
+        return {"loss/actor": loss, "ppo/kl": (ratio - 1 - moved).mean(), "ppo/clipped": clipped}
 
-    def _far(self, metrics: dict[str, Tensor]) -> bool:
-        """Whether the policy has moved so far from the one that collected that the round ends."""
-        return self.ppo.target_kl is not None and bool(metrics["ppo/kl"] > self.ppo.target_kl)
+    def _descend_critic(self, obs: Tensor, goal: Tensor) -> dict[str, Tensor]:
+        loss = ((self.values(obs) - goal) ** 2).mean()
+        self.critic_optimizer.down(loss)
+        return {"loss/critic": loss}

@@ -83,7 +83,6 @@ class GaussianPPO(PPO):
         self.rounds += 1
         return metrics
 
-    @torch.no_grad()
-    def _prepare(self, t: Transition, done: Tensor) -> tuple[Tensor, ...]:
-        *known, spoke = super()._prepare(t, done)
-        return *known, spoke * float(self.rounds >= self.critic_rounds)
+    def _spoken(self, t: Transition) -> Tensor:
+        spoken = super()._spoken(t)
+        return spoken if self.rounds >= self.critic_rounds else spoken[:0]

@@ -2,8 +2,8 @@
 
     a = (c_k + tanh(u)) / S,   u ~ N(offset_k(o), std(o)^2),   k as the Behavior Transformer chooses it
 
-log pi is the density of tanh(u) given k; neither the choice of k nor the constant S counts in it. Critics see a, which
-the environments clip.
+log pi is the density of tanh(u) given k; neither the choice of k nor the constant S counts in it. a is clipped to
+[-1, 1], as the environments would: critics know no data beyond, and would be driven further and further out there.
 """
 
 import math
@@ -37,13 +37,13 @@ class OffsetActor(Adapted):
         nn.init.constant_(self.spread.bias, math.atanh(2 * (math.log(std) - self.low) / (self.high - self.low) - 1))
 
     def forward(self, seen: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, To * Do) -> a sample (B, 1, Da), not clipped, and its log-density (B,)."""
+        """(B, To * Do) -> a sample (B, 1, Da) in [-1, 1], and its log-density (B,) before clipping."""
         features = self.policy.features(unflattened(seen, self.obs_size), dropout=True)  # (B, G)
         centre, offset = self.policy.choice(features)
         log_std = self.low + 0.5 * (self.high - self.low) * (torch.tanh(self.spread(features)) + 1)
         noise = self.fresh_noise(seen) if noise is None else noise
         u = offset + log_std.exp() * noise
-        return self.policy.action(centre, u).unsqueeze(1), squashed_density(u, noise, log_std)
+        return self.policy.action(centre, u).clamp(-1, 1).unsqueeze(1), squashed_density(u, noise, log_std)
 
     @property
     def log_volume(self) -> Tensor | float:

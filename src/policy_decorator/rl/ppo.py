@@ -1,13 +1,20 @@
 """Proximal Policy Optimization (arXiv:1707.06347) as the learner of a residual (paper App. D.3).
 
     A_t = sum_k (gamma lambda)^k delta_{t+k},   delta_t = r_t + gamma V(o_{t+1}) - V(o_t)          (arXiv:1506.02438)
-    loss = -min(rho A, clip(rho, 1 - c, 1 + c) A) + w_V (V - A - V_old)^2 - w_H H,   rho = pi(a | o) / pi_old(a | o)
+    loss   = -min(rho A, clip(rho, 1 - c, 1 + c) A) - w_H H,   rho = pi(a | o) / pi_old(a | o)
+    loss_V = (V - A - V_old)^2
 
 The policy is the behaviour as it is collected: where the gate lets the base act alone, what follows tells the value
-function about that state and says nothing about the residual.
+function about that state and says nothing about the residual. A is normalised over the decisions at which it spoke.
+
+Differs from ManiSkill's baseline: actor and value have an optimiser each, so that the actor can rest while the value
+learns. It does where nothing in a round was rewarded, as the normalised advantages would be the value's noise at full
+size; and when few decisions were the residual's, its updates are as few.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +43,6 @@ class PPOConfig:
     """lambda: 0 trusts the value function, 1 the returns."""
     clip: float = 0.2
     """c: how far a probability ratio counts."""
-    value_weight: float = 0.5
-    """w_V."""
     entropy_weight: float = 0.0
     """w_H, on the entropy before tanh."""
     target_kl: float | None = 0.1
@@ -46,6 +51,11 @@ class PPOConfig:
     def __post_init__(self) -> None:
         if min(self.rollout, self.epochs, self.minibatches) < 1:
             raise UserError("rollout, epochs and minibatches of PPO must be at least 1.")
+
+    def far(self, metrics: Mapping[str, Tensor]) -> bool:
+        """Whether the policy has moved so far from the one that collected that the round ends."""
+        kl = metrics.get("ppo/kl")
+        return self.target_kl is not None and kl is not None and bool(kl > self.target_kl)
 
 
 def advantages(
@@ -57,6 +67,12 @@ def advantages(
     for t in reversed(range(len(delta))):
         out[t] = running = delta[t] + gamma * lam * (1 - done[t]) * running
     return out
+
+
+def tells_apart(t: Transition) -> Tensor:
+    """Whether a round of decisions (T, B, ...) says that some were better than others: a bool (). Not if none was
+    rewarded otherwise than the rest and none ended an episode for good."""
+    return (t.reward != t.reward[:1, :1]).any() | (t.terminated > 0).any()
 
 
 class Rollouts:
@@ -89,19 +105,19 @@ class Rollouts:
 
 @dataclass
 class PPO:
-    """Actor and value function, which sees what the actor sees. One optimiser for both."""
+    """Actor and value function, which sees what the actor sees, with an optimiser each."""
 
     actor: TanhGaussian
     critic: nn.Module  # what the actor sees (N, *), nothing (N, 0) -> (1, N)
     composition: Composition
     cfg: SACConfig = field(default_factory=SACConfig)
-    """Read for gamma, the learning rate and the gradient norm at which both are clipped together."""
+    """Read for gamma, the learning rate and the gradient norm at which each of both is clipped."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     updates: int = 0
 
     def __post_init__(self) -> None:
-        both = [*self.actor.parameters(), *self.critic.parameters()]
-        self.optimizer = Descent(both, self.cfg.lr, self.cfg.max_grad_norm)
+        self.actor_optimizer = Descent(self.actor.parameters(), self.cfg.lr, self.cfg.max_grad_norm)
+        self.critic_optimizer = Descent(self.critic.parameters(), self.cfg.lr, self.cfg.max_grad_norm)
 
     def values(self, seen: Tensor) -> Tensor:
         """(..., *) -> (...), in units of 1 / (1 - gamma): between -1 and 1 for rewards between -1 and 1."""
@@ -116,12 +132,20 @@ class PPO:
 
     def learn(self, t: Transition, done: Tensor) -> dict[str, Tensor]:
         """A round of updates on decisions (T, B, ...) of the policy as it is."""
-        data = self._prepare(t, done)
-        metrics: dict[str, Tensor] = {}
+        seen, raw, old, advantage, goal = self._prepare(t, done)
+        spoken = self._spoken(t)
+        if len(spoken):
+            of_actor = advantage[spoken]
+            advantage = (advantage - of_actor.mean()) / (of_actor.std(correction=0) + 1e-8)
+        size, metrics = -(-len(goal) // self.ppo.minibatches), dict[str, Tensor]()
         for _ in range(self.ppo.epochs):
-            for rows in torch.randperm(len(data[0]), device=done.device).chunk(self.ppo.minibatches):
-                metrics = self._descend(*(x[rows] for x in data))
-            if self.ppo.target_kl is not None and metrics["ppo/kl"] > self.ppo.target_kl:
+            everywhere, where_spoken = _shuffled(torch.arange(len(goal), device=goal.device)), _shuffled(spoken)
+            for rows, own in zip_longest(everywhere.split(size), where_spoken.split(size)):
+                self.updates += 1
+                metrics |= self._descend_critic(seen[rows], goal[rows])
+                if own is not None and len(own):
+                    metrics |= self._descend_actor(*(x[own] for x in (seen, raw, old, advantage)))
+            if self.ppo.far(metrics):
                 break
         return {name: value.detach() for name, value in metrics.items()}
 
@@ -131,7 +155,7 @@ class PPO:
 
     @torch.no_grad()
     def _prepare(self, t: Transition, done: Tensor) -> tuple[Tensor, ...]:
-        """Per decision (N = T * B): seen, raw, old log-density, advantage, goal of the value, if the actor spoke."""
+        """Per decision (N = T * B): seen, raw, old log-density, advantage, goal of the value."""
         flat = Transition(*(x.flatten(0, 1) for x in t))
         seen = self.composition.actor_input(flat.obs, flat.base)
         following = self.composition.actor_input(flat.next_obs, flat.next_base)
@@ -140,26 +164,30 @@ class PPO:
         found = advantages(
             t.reward * (1 - gamma), value, next_value, t.terminated, done, gamma, self.ppo.gae_lambda
         ).flatten()
-        spoke = (flat.raw != 0).flatten(1).any(dim=1).float()
         old, _ = self.log_density(seen, flat.raw)
-        return seen, flat.raw, old, found, found + value.flatten(), spoke
+        return seen, flat.raw, old, found, found + value.flatten()
 
-    def _descend(
-        self, seen: Tensor, raw: Tensor, old: Tensor, advantage: Tensor, goal: Tensor, spoke: Tensor
-    ) -> dict[str, Tensor]:
-        self.updates += 1
-        n = spoke.sum().clamp(min=1.0)
-        mean = (advantage * spoke).sum() / n
-        spread = (((advantage - mean) ** 2 * spoke).sum() / n).sqrt()
-        advantage = (advantage - mean) / (spread + 1e-8)
+    def _spoken(self, t: Transition) -> Tensor:
+        """Which of the N decisions the actor learns from, (M,): those at which it spoke, if anything is told apart."""
+        spoke = (t.raw != 0).flatten(2).any(dim=2).flatten()
+        return (spoke & tells_apart(t)).nonzero().flatten()
+
+    def _descend_critic(self, seen: Tensor, goal: Tensor) -> dict[str, Tensor]:
+        loss = ((self.values(seen) - goal) ** 2).mean()
+        self.critic_optimizer.down(loss)
+        return {"loss/critic": loss}
+
+    def _descend_actor(self, seen: Tensor, raw: Tensor, old: Tensor, advantage: Tensor) -> dict[str, Tensor]:
         new, entropy = self.log_density(seen, raw)
         moved = new - old
         ratio = moved.exp()
         gain = torch.minimum(ratio * advantage, ratio.clamp(1 - self.ppo.clip, 1 + self.ppo.clip) * advantage)
-        actor_loss = -((gain + self.ppo.entropy_weight * entropy) * spoke).sum() / n
-        value_loss = ((self.values(seen) - goal) ** 2).mean()
-        self.optimizer.down(actor_loss + self.ppo.value_weight * value_loss)
-        kl = (((ratio - 1) - moved) * spoke).sum() / n  # never negative (Schulman, "Approximating KL divergence")
-        clipped = (((ratio - 1).abs() > self.ppo.clip).float() * spoke).sum() / n
-        facts = {"loss/actor": actor_loss, "loss/critic": value_loss, "ppo/kl": kl.detach(), "ppo/clipped": clipped}
-        return facts | {"ppo/entropy": (entropy * spoke).sum() / n}
+        loss = -(gain + self.ppo.entropy_weight * entropy).mean()
+        self.actor_optimizer.down(loss)
+        kl = ((ratio - 1) - moved).detach().mean()  # never negative (Schulman, "Approximating KL divergence")
+        clipped = ((ratio - 1).abs() > self.ppo.clip).float().mean()
+        return {"loss/actor": loss, "ppo/kl": kl, "ppo/clipped": clipped, "ppo/entropy": entropy.mean()}
+
+
+def _shuffled(rows: Tensor) -> Tensor:
+    return rows[torch.randperm(len(rows), device=rows.device)]
