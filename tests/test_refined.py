@@ -1,6 +1,7 @@
 """The refined policy as a user holds it: act, reset, save, load."""
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,7 @@ from policy_decorator.base_policies.checkpoint import save_policy
 from policy_decorator.base_policies.external import as_policy
 from policy_decorator.base_policies.imitate import Imitator
 from policy_decorator.base_policies.mlp import MLPConfig
+from policy_decorator.base_policies.networks import parameters_of
 from policy_decorator.base_policies.rnn import RNNConfig
 from policy_decorator.chunks import step_by_step
 from policy_decorator.decorator import DecoratedPolicy, Residual
@@ -355,3 +357,31 @@ def test_a_network_of_the_users_stays_where_it_is(
     monkeypatch.setattr(api, "refine", lambda *_, **__: (None, None))
     api.run(make_config(TASK, device="meta"), steady)
     assert {x.device.type for x in steady.parameters()} == {"cpu"}
+
+
+def test_another_base_than_it_was_learned_on_is_noticed(tmp_path: Path) -> None:
+    """Its network is hashed; a function without one cannot be told from another."""
+
+    class Ones(nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.value = nn.Parameter(torch.tensor(value))
+
+        def forward(self, obs: torch.Tensor) -> torch.Tensor:
+            return self.value * torch.ones(len(obs), 2)
+
+    base = as_policy(Ones(0.5), 2)
+    refined = _refined(base)
+    refined.summary["base_parameters_sha256"] = parameters_of(base)
+    refined.save(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Refined.load(tmp_path, policy=Ones(0.5))
+        Refined.load(tmp_path, policy=lambda obs: obs[:, :2])
+    with pytest.warns(UserWarning, match="other parameters"):
+        Refined.load(tmp_path, policy=Ones(0.6))
+
+
+def test_an_observation_of_named_entries_is_told_what_to_do() -> None:
+    with pytest.raises(UserError, match="make_env"):
+        _refined(_base("mlp")).act({"a": np.zeros(2), "b": np.zeros(2)})  # pyright: ignore

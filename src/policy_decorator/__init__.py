@@ -3,16 +3,27 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Demonstrations", "Refined", "UserError", "__version__", "decorate", "policy_decorator"]
+__all__ = [
+    "Demonstrations",
+    "Refined",
+    "UserError",
+    "__version__",
+    "decorate",
+    "evaluate",
+    "make_env",
+    "policy_decorator",
+]
 
 if TYPE_CHECKING:
-    from policy_decorator.api import decorate, policy_decorator
+    from policy_decorator.api import decorate, evaluate, make_env, policy_decorator
     from policy_decorator.demos.dataset import Demonstrations
     from policy_decorator.errors import UserError
     from policy_decorator.refined import Refined
 
 _HOMES = {
     "decorate": "api",
+    "evaluate": "api",
+    "make_env": "api",
     "policy_decorator": "api",
     "Demonstrations": "demos.dataset",
     "Refined": "refined",

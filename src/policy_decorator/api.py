@@ -4,18 +4,23 @@ import dataclasses
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
+
+import gymnasium as gym
 
 from policy_decorator import snapshot
 from policy_decorator.base_policies.checkpoint import save_policy
 from policy_decorator.base_policies.imitate import Imitator
+from policy_decorator.chunks import chunk_of
 from policy_decorator.config import RefineConfig, changed
 from policy_decorator.demos.dataset import Demonstrations, check, joined
 from policy_decorator.disk import to_json
 from policy_decorator.envs import get_task
+from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError
+from policy_decorator.evaluation import TEST, Episodes, run_episodes
 from policy_decorator.experiments.presets import settings, unlisted
 from policy_decorator.hardware import check_place, choose_device, device_of, place_of, resolved
 from policy_decorator.limits import check_numbers
@@ -52,7 +57,8 @@ def decorate(
         policy: the folder of a saved policy; anything callable, (B, Do) -> (B, Da) or (Do,) -> (Da,), numpy or torch;
             a model of Stable-Baselines3, LeRobot or robomimic; a file (.onnx, .pt2, .pt, .pth); the address of a policy
             server, "ws://host:port"; or a `BasePolicy` or `StatefulPolicy`. It is only ever asked for actions.
-        task: a name from `pidec list tasks`.
+        task: a name from `pidec list tasks`; or an environment of your own that is registered with Gymnasium,
+            "gym/MODULE:ID".
         bound: alpha, the largest correction in every action dimension, of actions in [-1, 1] (paper Sec. 4.2).
         horizon: H, environment steps over which the residual is introduced (Fig. 4); 0: at once.
         total_steps: environment steps in all.
@@ -69,15 +75,69 @@ def decorate(
         UserError: unknown names, numbers out of range, wrong sizes, values that are not finite, a base that never
             succeeds, a full disk.
     """
+    get_task(task)  # raises now what is wrong with its name
+    horizon, total_steps = _whole(horizon), _whole(total_steps)
     kind = kind_of(policy)
     config = settings(preset, task, kind=kind, method=method, bound=bound, horizon=horizon, total_steps=total_steps)
     if (note := unlisted(preset, config, kind)) is not None:
         warnings.warn(note, stacklevel=2)
     if "device" in others:
         others["device"] = str(others["device"])  # of torch, too
+    if isinstance(policy, str | Path):
+        others.setdefault("policy", str(policy))
     config = changed(config, {"seed": seed, **others})
     how: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "force": force}
     return run(config, policy, demos=demos, out=out, display=Bars() if progress else None, **how)
+
+
+def evaluate(
+    policy: Any,
+    task: str,
+    *,
+    episodes: int = 100,
+    first_seed: int = TEST,
+    envs: int = 16,
+    workers: int = 0,
+    device: str = "auto",
+    progress: bool = False,
+) -> Episodes:
+    """Success of any policy that `decorate` takes, or of a refined one, on whole episodes of `task`.
+
+    Before a run it says whether the policy does here what it does elsewhere; `wilson` of `policy_decorator.statistics`
+    gives the interval. By default the episodes are those of a run's final comparison.
+
+    Args:
+        first_seed: of the first episode; the others follow.
+        envs: environments stepped together.
+        workers: processes among which they are shared out; 0: none but this one.
+
+    Returns:
+        `rate`, and `success` (episodes,) bool and `env_steps` (episodes,) one by one.
+
+    Raises:
+        UserError: an unknown task, a policy that answers wrongly.
+    """
+    if episodes < 1 or envs < 1:
+        raise UserError(f"episodes and envs must be at least 1, got {episodes} and {envs}.")
+    made, on = get_task(task), choose_device(device)
+    base = load(policy, made.action_size, on)
+    to_device(base, on)
+    display: Display = Bars() if progress else Silent()
+    sizes: dict[str, Any] = {"context": base.context, "chunk": chunk_of(base), "workers": workers, "device": on}
+    with (
+        closing(make_vector(made, min(envs, episodes), **sizes)) as env,
+        display.stage("evaluating", episodes) as update,
+    ):
+        return run_episodes(env, base, episodes, first_seed, update)
+
+
+def make_env(task: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
+    """An environment of `task` as policies see it, with its time limit: a vector as observation, actions in [-1, 1].
+
+    A refined policy acts in it as in its run: `action = refined.act(obs)`. Raises UserError: an unknown task.
+    """
+    made = get_task(task)
+    return gym.wrappers.TimeLimit(made.make_env(render_mode), made.max_steps)
 
 
 def policy_decorator(task: str, **options: Any) -> Callable[[Any], Refined]:
@@ -162,6 +222,11 @@ def _removed_unless_begun(folder: RunFolder | None) -> Iterator[None]:
             folder.close()
             shutil.rmtree(folder.path)
         raise
+
+
+def _whole(number: Any) -> Any:
+    """1e6 as the whole number that it means."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
 def _keep_inputs(folder: Path, config: RefineConfig, base: AnyPolicy, demos: Demonstrations | None) -> None:

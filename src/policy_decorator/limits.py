@@ -31,6 +31,7 @@ def check_numbers(config: RefineConfig, spelled: Callable[[str], str] = str) -> 
     values = dict(flat(config))
     rules = (
         (FROM_ONE, "at least 1", lambda x: x >= 1),
+        (FROM_ONE, "a whole number", lambda x: x == int(x)),
         (FROM_ZERO, "at least 0", lambda x: x >= 0),
         (ABOVE_ZERO, "above 0", lambda x: x > 0),
         (SHARES, "in [0, 1]", lambda x: 0 <= x <= 1),
@@ -40,7 +41,7 @@ def check_numbers(config: RefineConfig, spelled: Callable[[str], str] = str) -> 
             value = values.get(name)
             if value is None or value == "auto":
                 continue
-            if isinstance(value, str) or not (math.isfinite(value) and holds(value)):
+            if not isinstance(value, int | float) or not (math.isfinite(value) and holds(value)):
                 raise UserError(f"{spelled(name)} must be {rule}, got {value}.")
     if values.get("bound") not in (None, "auto") and values["bound"] > LARGEST_BOUND:
         raise UserError(

@@ -74,6 +74,8 @@ class Refinement:
         randomness.seed_all(cfg.seed)
         with ExitStack() as opened:  # and closed again where anything fails
             self.eval_env = opened.enter_context(closing(self._vector(min(cfg.envs, cfg.eval_episodes))))
+            if self.task.note:
+                self.display.say(self.task.note)
             self._check_answer()
             env = opened.enter_context(closing(self._vector(cfg.envs)))
             self.run = method.build(cfg.learn, self._problem(env, demos))
@@ -125,6 +127,8 @@ class Refinement:
             window = self.eval_env.reset(VALIDATION)
             answer, again = (ask(session(self.base), window) for _ in range(2))
         wanted = (len(window), self.chunk, self.task.action_size)
+        if not isinstance(answer, Tensor):
+            raise UserError(f"The base policy answers with a {type(answer).__name__}: `act` must give a torch tensor.")
         if tuple(answer.shape) != wanted:
             raise UserError(
                 f"The base policy answers with shape {tuple(answer.shape)}, {self.task.name} needs {wanted}."

@@ -16,6 +16,7 @@ from policy_decorator.base_policies import POLICIES
 from policy_decorator.base_policies.checkpoint import CARD, load_policy, policy_card, save_policy
 from policy_decorator.base_policies.external import as_policy
 from policy_decorator.base_policies.imitate import Imitator
+from policy_decorator.base_policies.networks import warn_of_another
 from policy_decorator.base_policies.places import from_place, is_place
 from policy_decorator.chunks import ChunkQueue, step_by_step, unqueued
 from policy_decorator.decorator import DecoratedPolicy, Residual
@@ -100,6 +101,11 @@ class Refined:
     def _rows(self, obs: Any) -> tuple[Tensor, Any]:
         """The observation on the device, and the state as it was given."""
         given = obs["state"] if self.shapes and not isinstance(obs, np.ndarray | Tensor) else obs
+        if isinstance(given, Mapping):
+            raise UserError(
+                f"{self.task} is observed as a vector: policy_decorator.make_env({self.task!r}) makes the environment "
+                "as the policy sees it."
+            )
         state = torch.as_tensor(given, dtype=torch.float32, device=self._device)
         if state.ndim not in (1, 2) or state.shape[-1] != self.obs_size:
             raise UserError(
@@ -186,6 +192,8 @@ class Refined:
             raise UserError(f"The base policy of {folder} was yours: load it with `Refined.load(folder, policy=...)`.")
         action_size, shapes = card["chunk"][1], {name: tuple(x) for name, x in card.get("shapes", {}).items()}
         base = load(policy, action_size) if policy is not None else load_policy(folder / "base")
+        if policy is not None:
+            warn_of_another(base, card["summary"].get("base_parameters_sha256"))
         base = step_by_step(base) if card.get("decide") == "step" else base
         known = card["task"], card["obs_size"], card["summary"], shapes
         if card.get("kind") == "fine-tuned":

@@ -1,5 +1,6 @@
 """Other people's policies: every way of being called, and every wrong answer."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,17 @@ def test_the_observations_cannot_be_changed_by_the_policy() -> None:
 def test_actions_are_clamped_as_the_environment_would() -> None:
     answer = CallablePolicy(lambda obs: 100 * obs[:, :2], 2).act(WINDOW)
     torch.testing.assert_close(answer[:, 0], (100 * WINDOW[:, -1, :2]).clamp(-1, 1))
+
+
+@pytest.mark.parametrize("size", [1.4, 3.0])
+def test_actions_in_units_of_the_environment_are_noticed(size: float) -> None:
+    """What lies a little beyond the limits is an overshoot."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        as_policy(lambda obs: size * torch.ones(len(obs), 2), 2).act(WINDOW)
+    assert [("as large as 3" in str(w.message), "own units" in str(w.message)) for w in said] == [(True, True)] * (
+        size > 2
+    )
 
 
 def test_an_action_that_is_not_finite_names_its_row() -> None:

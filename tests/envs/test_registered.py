@@ -4,13 +4,14 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
-from policy_decorator import api
+from policy_decorator import api, make_env
 from policy_decorator.cli import main
 from policy_decorator.config import RefineConfig
 from policy_decorator.envs import get_task, rendering
@@ -56,7 +57,43 @@ class Seen(Valve):
     observation_space = Dict({"rgb": Box(0, 255, (3, 8, 8), np.uint8)})
 
 
-for kind in (Valve, Silent, Switch, Seen):
+class Brief(Valve):
+    "Says itself that time is up, after three steps, and cannot be stepped after that."
+
+    def reset(self, **options):
+        self.steps = 0
+        return super().reset(**options)
+
+    def step(self, action):
+        assert self.steps < 3
+        self.steps += 1
+        *told, info = super().step(action)
+        return *told[:3], self.steps == 3, info
+
+
+class Restless(Valve):
+    def reset(self, **options):
+        super().reset(**options)
+        return self.seen(np.random.rand(2)), {}
+
+
+class Old(Valve):
+    def reset(self, **options):
+        return super().reset(**options)[0]
+
+
+class Missing(Valve):
+    def step(self, action):
+        self.place = np.nan
+        return super().step(action)
+
+
+class Needy(Valve):
+    def __init__(self, size):
+        self.size = size
+
+
+for kind in (Valve, Silent, Switch, Seen, Brief, Restless, Old, Missing, Needy):
     gym.register(f"{kind.__name__}-v0", f"valves:{kind.__name__}", max_episode_steps=7)
 gym.register("Endless-v0", "valves:Valve")
 """
@@ -86,6 +123,45 @@ def test_what_it_observes_does_and_says() -> None:
 
 
 @pytest.mark.usefixtures("valves")
+def test_its_own_end_is_the_end() -> None:
+    env = make_vector(get_task("gym/valves:Brief-v0"), 2, workers=0)
+    env.reset(4)
+    steps = [env.step(torch.zeros(2, 1, 2)) for _ in range(3)]
+    assert [out.done.tolist() for out in steps] == [[False] * 2, [False] * 2, [True] * 2]
+    assert not steps[-1].terminated.any()
+    assert steps[-1].window[:, 0].tolist() == [[6, 0, 0], [7, 0, 0]]  # the next episodes
+    chunks = make_vector(get_task("gym/valves:Brief-v0"), 1, chunk=5, workers=0)
+    chunks.reset(4)
+    assert chunks.step(torch.zeros(1, 5, 2)).env_steps.tolist() == [3]
+
+
+@pytest.mark.usefixtures("valves")
+def test_other_bounds_than_ours_are_said() -> None:
+    assert "(-1 to 10)" in get_task("gym/valves:Valve-v0").note
+    assert get_task(FETCH).note == ""
+
+
+@pytest.mark.usefixtures("valves")
+def test_the_environment_as_policies_see_it() -> None:
+    env = make_env("gym/valves:Valve-v0")
+    obs, _ = env.reset(seed=4)
+    assert obs.tolist() == [4, 0, 0]
+    for _ in range(7):
+        obs, _, terminated, truncated, info = env.step(np.zeros(2, np.float32))
+    assert obs.tolist() == [4, 5, 1]
+    assert (terminated, truncated, info["success"]) == (False, True, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [(object(), "by its name"), ("Valve-v0", "gym/Valve-v0"), ("valves:Valve-v0", "gym/valves:Valve-v0")],
+)
+def test_what_is_no_name_of_a_task_is_told_how_to_be_one(name: Any, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        api.decorate(np.tanh, name)
+
+
+@pytest.mark.usefixtures("valves")
 @pytest.mark.parametrize(
     ("name", "why"),
     [
@@ -96,6 +172,10 @@ def test_what_it_observes_does_and_says() -> None:
         ("valves:Switch-v0", "a vector with bounds"),
         ("valves:Seen-v0", "a dict of vectors"),
         ("valves:Silent-v0", "does not say whether it is solved"),
+        ("valves:Restless-v0", "begins differently"),
+        ("valves:Old-v0", "does not follow Gymnasium's interface.*TypeError"),
+        ("valves:Missing-v0", "after a step is not finite"),
+        ("valves:Needy-v0", "without arguments"),
     ],
 )
 def test_what_it_lacks_is_said_at_once(name: str, why: str) -> None:

@@ -11,8 +11,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from policy_decorator.envs.toy import TASKS
+from policy_decorator.envs.toy import TASKS, ReachEnv
 from policy_decorator.envs.vector import SimulatorVector
+from policy_decorator.envs.workers import why_not_elsewhere
 
 
 class Told(gym.Wrapper[Any, Any, Any, Any]):
@@ -69,3 +70,19 @@ def test_a_program_needs_a_guard_for_environments_of_its_own_only(
     else:
         assert done.returncode != 0
         assert MAIN.strip() in done.stderr
+
+
+def test_a_program_that_is_no_file_simulates_in_its_own_process(tmp_path: Path) -> None:
+    """A notebook's cells: no other process can import what they define."""
+    program = PROGRAM.format(guard="", task=", make_env=own")
+    done = subprocess.run(
+        [sys.executable], input=program, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines().count("once") == 1
+    assert "in this process" in done.stderr
+
+
+def test_makers_that_cannot_be_sent_are_told_apart() -> None:
+    assert why_not_elsewhere([ReachEnv]) is None
+    assert "cannot be said" in str(why_not_elsewhere([lambda: ReachEnv()]))

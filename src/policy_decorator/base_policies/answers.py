@@ -1,5 +1,6 @@
 """What is checked of every answer of somebody else's policy: its shape, its numbers, the length of its chunk."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from policy_decorator.errors import UserError
+
+FAR_OUT = 1.5
+"""Answers up to here are an overshoot; beyond it is said that they are clamped."""
 
 
 class WrongShape(Exception):
@@ -55,6 +59,12 @@ def checked(actions: Tensor, whose: str = "The policy's action") -> Tensor:
         raise UserError(
             f"{whose} in row {row} of {len(actions)} is not finite: {actions[row].flatten().tolist()[:8]}. "
             "Look at what it does with this observation."
+        )
+    if (most := actions.abs().max().item() if len(actions) else 0.0) > FAR_OUT:
+        warnings.warn(
+            f"{whose} is as large as {most:.3g}, and clamped to [-1, 1]: actions lie there, not in the environment's "
+            "own units.",
+            stacklevel=2,
         )
     return actions.clamp(-1.0, 1.0)
 

@@ -22,7 +22,7 @@ Arrays = Literal["torch", "numpy"]
 
 
 @dataclass(frozen=True)
-class _Style:
+class Style:
     """How a function wants to be called."""
 
     arrays: Arrays
@@ -76,8 +76,8 @@ class CallablePolicy:
         self._chunk = chunk
         kinds: list[Arrays] = [arrays] if arrays else ["torch"] if isinstance(fn, nn.Module) else ["torch", "numpy"]
         ways = [True, False] if batched is None else [batched]
-        self._candidates = [_Style(arrays, way) for way in ways for arrays in kinds]
-        self._style: _Style | None = None
+        self._candidates = [Style(arrays, way) for way in ways for arrays in kinds]
+        self._style: Style | None = None
 
     @property
     def chunk(self) -> int:
@@ -88,15 +88,18 @@ class CallablePolicy:
     def act(self, window: Tensor) -> Tensor:
         """(B, To, Do) -> (B, Ta, Da) in [-1, 1], float32 on the window's device."""
         seen = window[:, -self.context :] if self.context > 1 else window[:, -1]  # (B, To, Do) or (B, Do)
-        if self._style is None:
-            self._style = self._find_style(seen)
         try:
-            actions = self._call(seen, self._style)
+            actions = self._call(seen, self.style(seen))
         except WrongShape as error:
             raise UserError(f"The policy {error}") from None
         return checked(actions)
 
-    def _find_style(self, seen: Tensor) -> _Style:
+    def style(self, seen: Tensor) -> Style:
+        """How it wants to be called, found out on observations (B, Do) or (B, To, Do) the first time it is asked."""
+        self._style = self._style or self._find_style(seen)
+        return self._style
+
+    def _find_style(self, seen: Tensor) -> Style:
         probe = seen[:2]
         if len(probe) < 2 or torch.equal(_state(probe)[0], _state(probe)[1]):
             probe = seen[[0, 0]]  # two rows, near enough to be possible observations
@@ -116,7 +119,7 @@ class CallablePolicy:
             "Give a function from observations (B, Do) or (Do,) to actions (B, Da) or (Da,)."
         )
 
-    def _mixes_rows(self, probe: Tensor, answer: Tensor, style: _Style) -> bool:
+    def _mixes_rows(self, probe: Tensor, answer: Tensor, style: Style) -> bool:
         """Whether it only seems to take batches, as `lambda obs: obs - obs.mean()` does."""
         again = self._call(probe, style)
         if not torch.equal(again, answer):
@@ -124,13 +127,13 @@ class CallablePolicy:
         alone = self._call(probe[:1], style)
         return not torch.allclose(alone, answer[:1], rtol=1e-3, atol=1e-4)
 
-    def _call(self, seen: Tensor, style: _Style) -> Tensor:
+    def _call(self, seen: Tensor, style: Style) -> Tensor:
         """(B, Do) or (B, To, Do) -> (B, Ta, Da)."""
         if style.batched:
             return self._ask(seen, style, (len(seen),))
         return torch.stack([self._ask(row, style, ()) for row in seen])
 
-    def _ask(self, seen: Tensor, style: _Style, rows: tuple[int, ...]) -> Tensor:
+    def _ask(self, seen: Tensor, style: Style, rows: tuple[int, ...]) -> Tensor:
         answer = self.fn(_given(seen, self.device or seen.device, style.arrays))
         return shaped(answer, rows, self._chunk, self.action_size).to(device=seen.device, dtype=torch.float32)
 
@@ -155,6 +158,7 @@ def as_policy(policy: Any, action_size: int) -> AnyPolicy:
     - LeRobot's (`select_action` and `reset`) and robomimic's (`start_episode`), of one observation; see `from_lerobot`
       and `from_robomimic` for those of several;
     - with `predict(obs, deterministic=True)`: Stable-Baselines3, recurrent too, or anything that predicts;
+    - with `reset()`, and `act(obs)` or callable: one that remembers an episode, see `Copies`;
     - with `act(obs)`, or callable: a memoryless function, see `CallablePolicy`.
 
     Raises:
@@ -176,8 +180,12 @@ def as_policy(policy: Any, action_size: int) -> AnyPolicy:
         return cast(AnyPolicy, policy)
     if (asked := _of_a_library(policy, action_size)) is not None:
         return asked
+    if callable(getattr(policy, "reset", None)) and (callable(act) or callable(policy)):
+        from policy_decorator.base_policies.copies import Copies  # uses this file
+
+        return Copies(policy, action_size)
     if callable(act):
-        return CallablePolicy(lambda obs: _action_of(act(obs)), action_size, behind=act)
+        return CallablePolicy(lambda obs: action_of(act(obs)), action_size, behind=act)
     if callable(policy):
         return CallablePolicy(policy, action_size)
     raise UserError(
@@ -196,7 +204,7 @@ def _of_a_library(policy: Any, action_size: int) -> AnyPolicy | None:
     predict = getattr(policy, "predict", None)
     if callable(predict):
         chosen = {"deterministic": True} if _takes(predict, "deterministic") else {}
-        return sb3.from_model(policy, action_size, lambda obs: _action_of(predict(obs, **chosen)))
+        return sb3.from_model(policy, action_size, lambda obs: action_of(predict(obs, **chosen)))
     return None
 
 
@@ -208,6 +216,6 @@ def _takes(function: Callable[..., Any], name: str) -> bool:
     return any(parameter.name == name or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
-def _action_of(answer: Any) -> Any:
+def action_of(answer: Any) -> Any:
     """Stable-Baselines3 answers with (action, state)."""
     return answer[0] if isinstance(answer, tuple) else answer

@@ -86,7 +86,8 @@ def load_lerobot(folder: Path, action_size: int, *, device: torch.device, keys: 
 
 def is_lerobot(policy: Any) -> bool:
     """Whether an object is to be asked as LeRobot's policies are."""
-    return all(callable(getattr(policy, name, None)) for name in ("select_action", "reset"))
+    asked = all(callable(getattr(policy, name, None)) for name in ("select_action", "reset"))
+    return asked and hasattr(policy, "config")
 
 
 def is_lerobot_folder(folder: Path) -> bool:

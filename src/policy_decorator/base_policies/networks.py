@@ -1,6 +1,7 @@
 """The network behind a policy, whoever's it is: whether it is ready to be asked, and a hash of its parameters."""
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,17 @@ def parameters_of(policy: Any) -> str | None:
         return None
     base = parameters_of(policy.base)
     return base and hashlib.sha256(f"{base} {parameter_hash(actor)}".encode()).hexdigest()
+
+
+def warn_of_another(base: Any, learned_on: str | None) -> None:
+    """Warns where `base` is not the policy of this hash, on which a residual was learned, if anybody can know."""
+    now = None if learned_on is None else parameters_of(base)
+    if now not in (None, learned_on):
+        warnings.warn(
+            "The base policy given has other parameters than the one that the residual was learned on: measure them "
+            "anew before you trust the numbers of its run.",
+            stacklevel=3,
+        )
 
 
 def check_evaluating(network: nn.Module | None) -> None:

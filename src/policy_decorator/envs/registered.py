@@ -36,7 +36,7 @@ class SparseSuccess(gym.Wrapper[np.ndarray, np.ndarray, Any, Any]):
         return obs.astype(np.float32), {"success": False}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        obs, _, terminated, _, info = self.env.step(np.clip(action, -1, 1).astype(np.float32))
+        obs, _, terminated, truncated, info = self.env.step(np.clip(action, -1, 1).astype(np.float32))
         told = [info[name] for name in SUCCESS if name in info]
         if not told:
             raise UserError(
@@ -44,7 +44,7 @@ class SparseSuccess(gym.Wrapper[np.ndarray, np.ndarray, Any, Any]):
                 "register one that wraps it and does."
             )
         success = bool(np.all(told[0]))
-        return obs.astype(np.float32), float(success), bool(terminated), False, {"success": success}
+        return obs.astype(np.float32), float(success), bool(terminated), bool(truncated), {"success": success}
 
 
 def make_env(spec: EnvSpec, render_mode: str | None = None) -> SparseSuccess:
@@ -70,6 +70,10 @@ def registered(name: str) -> Task:
         raise UserError(
             f"Gymnasium cannot make {env_id!r} ({error}). Name the module that registers it: {PREFIX}MODULE:ID."
         ) from error
+    except Exception as error:  # whatever its constructor raises
+        raise UserError(
+            f"{env_id} cannot be made without arguments ({_said(error)}): register it with all it needs, as `kwargs`."
+        ) from error
     try:
         return _task(name, env)
     finally:
@@ -87,9 +91,7 @@ def _task(name: str, env: gym.Env[Any, Any]) -> Task:
     parts = observed.spaces.values() if isinstance(observed, gym.spaces.Dict) else [observed]
     if not all(isinstance(part, gym.spaces.Box) and len(part.shape) == 1 for part in parts):
         raise UserError(f"{env_id} has observations of {observed}: a vector, or a dict of vectors, is needed.")
-    once = SparseSuccess(env)
-    once.reset(seed=0)
-    once.step(np.zeros(acted.shape, np.float32))  # raises now what it would raise after hours
+    _try(env_id, SparseSuccess(env))
     return Task(
         name,
         gym.spaces.flatdim(observed),
@@ -99,5 +101,43 @@ def _task(name: str, env: gym.Env[Any, Any]) -> Task:
         f"the environment says so ({' or '.join(SUCCESS)} in its info)",
         "recorded from a policy: pidec demos TASK --from-policy",
         partial(make_env, spec),
+        note=_mapped(acted),
         renders="rgb_array" in (env.metadata.get("render_modes") or ()),
     )
+
+
+def _try(env_id: str, env: SparseSuccess) -> None:
+    """A reset, a step and the same reset again: raises UserError now for what would come to light after hours."""
+    try:
+        first, _ = env.reset(seed=0)
+        second = env.step(np.zeros(env.action_space.shape or (), np.float32))[0]
+        again, _ = env.reset(seed=0)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a foreign environment raises
+        raise UserError(
+            f"{env_id} does not follow Gymnasium's interface, reset(seed=...) -> (obs, info) and step(action) -> (obs, "
+            f"reward, terminated, truncated, info): {_said(error)}. gymnasium.utils.env_checker.check_env says more."
+        ) from error
+    size = env.observation_space.shape
+    for obs, when in ((first, "a reset"), (second, "a step"), (again, "a reset")):
+        if obs.shape != size or not np.isfinite(obs).all():
+            problem = f"has shape {obs.shape}, its observation space {size}" if obs.shape != size else "is not finite"
+            raise UserError(f"The observation of {env_id} after {when} {problem}.")
+    if not np.allclose(first, again, rtol=0, atol=1e-4):
+        raise UserError(
+            f"{env_id} begins differently each time it is reset with the same seed: let its layout be drawn from "
+            "self.np_random. Base and refined policy are compared on the same episodes."
+        )
+
+
+def _mapped(acted: gym.spaces.Box) -> str:
+    """What is to be known of actions in other bounds than [-1, 1]."""
+    if (acted.low == -1).all() and (acted.high == 1).all():
+        return ""
+    low, high = acted.low.min(), acted.high.max()
+    return f"Policies act in [-1, 1], which is mapped to the environment's bounds ({low:.4g} to {high:.4g})."
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -114,6 +114,8 @@ class Task:
     all others stays where it is. None: all entries, as the control is absolute."""
     flat: "Task | None" = None
     """Set with `shows`: the task with its whole state as observation, in which experts and planners act."""
+    note: str = ""
+    """What a run on it says at its beginning."""
     points: dict[str, tuple[int, int, int]] | None = None
     """Where named points (gripper, object, goal) stand in the observation: drawn where nothing can be rendered."""
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from policy_decorator.envs.actions import check_finite, finite_rows
 from policy_decorator.envs.images import FrameNumbers, together
 from policy_decorator.envs.task import Task
-from policy_decorator.envs.workers import Here, Workers
+from policy_decorator.envs.workers import Here, Workers, why_not_elsewhere
 from policy_decorator.errors import UserError
 from policy_decorator.types import Step, VectorEnv
 
@@ -31,9 +31,9 @@ class DecisionEnv(gym.Wrapper[Any, Any, Any, Any]):
     """One `step` is one decision: a chunk (Ta, Da) is clipped and executed open loop, the last To frames come back.
 
     The episode ends at the first success (terminated) unless `task.ends_at_success` is False, at a failure that the
-    simulator declares (terminated), or after `task.max_steps` environment steps (truncated); the rest of the chunk is
-    then dropped. `info["success"]` tells whether any step of the decision was a success. At reset all To slots hold the
-    first frame.
+    simulator declares (terminated), or after `task.max_steps` environment steps or where the simulator says that time
+    is up (truncated); the rest of the chunk is then dropped. `info["success"]` tells whether any step of the decision
+    was a success. At reset all To slots hold the first frame.
     """
 
     def __init__(self, env: gym.Env[Any, Any], task: Task, context: int, chunk: int) -> None:
@@ -65,16 +65,17 @@ class DecisionEnv(gym.Wrapper[Any, Any, Any, Any]):
         return self.frames.maxlen or 1
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        before, success, terminated = self.steps, False, False
+        before, success, terminated, over = self.steps, False, False, False
         for a in np.clip(action, -1.0, 1.0):
-            obs, _, terminated, _, info = self.env.step(a)
+            obs, _, terminated, over, info = self.env.step(a)
             self.frames.append(deepcopy(obs))
             self.steps += 1
             success = success or bool(info["success"])
             terminated = bool(terminated) or (success and self.task.ends_at_success)
-            if terminated or self.steps >= self.task.max_steps:
+            over = bool(over) or self.steps >= self.task.max_steps
+            if terminated or over:
                 break
-        truncated = self.steps >= self.task.max_steps and not terminated
+        truncated = over and not terminated
         info = {"success": success, "env_steps": self.steps - before}
         return self._window(), float(success), terminated, truncated, info
 
@@ -94,6 +95,12 @@ class SimulatorVector:
     ) -> None:
         self.n, self.device = n, torch.device(device)
         makers = [partial(_make, task, context, chunk)] * n
+        if workers and (why := why_not_elsewhere(makers)) is not None:
+            warnings.warn(
+                f"The environments are simulated in this process, as {why}. With workers = 0 this is not said.",
+                stacklevel=2,
+            )
+            workers = 0
         self.envs = Workers(makers, workers) if workers else Here(makers)
         self.seeds = np.arange(n)
         self.next_seed = n

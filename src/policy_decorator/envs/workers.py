@@ -6,6 +6,7 @@ a millisecond and there are more environments than cores.
 
 import multiprocessing
 import os
+import pickle
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -66,6 +68,18 @@ def without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+def why_not_elsewhere(makers: Sequence[MakeEnv]) -> str | None:
+    """Why other processes could not make these environments, in words; None where they can."""
+    try:
+        packed = ForkingPickler.dumps(makers).tobytes()
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        return f"it cannot be said to another process how to make them ({error})"
+    program = getattr(sys.modules["__main__"], "__file__", None)
+    if b"__main__" in packed and (program is None or not Path(program).exists()):
+        return "they are defined in a program that is no file, as a notebook's: another process cannot import it"
+    return None
 
 
 class Workers:
@@ -127,7 +141,7 @@ def _joined(parts: Sequence[Any]) -> Any:
 DIED = (
     "an environment process died: the simulator crashed, or the machine ran out of memory. Or the environment is "
     "defined in the program itself, which every process runs again: put what it does behind "
-    '`if __name__ == "__main__":`.'
+    '`if __name__ == "__main__":`, or give workers = 0.'
 )
 
 
