@@ -388,9 +388,9 @@ def _evaluated(
 @pytest.mark.parametrize(
     ("keep", "rates", "kept"),
     [
-        ("best", [0.2, 0.9, 0.5], 1),
-        ("best", [0.5, 0.9, 0.9], 2),  # of equals the latest
-        ("best", [0.0, 0.0, 0.0], 2),
+        ("learned", [0.2, 0.9, 0.5], 1),
+        ("learned", [0.5, 0.9, 0.9], 2),  # of equals the latest
+        ("learned", [0.0, 0.0, 0.0], 2),
         ("last", [0.2, 0.9, 0.5], 2),
     ],
 )

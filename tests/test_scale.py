@@ -149,7 +149,7 @@ def test_where_no_residual_did_better_the_base_is_handed_over(
     assert refined.summary["kept_checkpoint_step"] == 0
     assert refined.summary["gain"] == 0
     assert comparison.base.episodes.env_steps.tolist() == comparison.refined.episodes.env_steps.tolist()
-    by_chance = replace(config, learn=replace(learn, introduced_by="chance"))
+    by_chance = replace(config, learn=replace(learn, introduced_by="chance"), keep="learned")
     last, _ = refine(by_chance, steady)  # pyright: ignore[reportArgumentType]
     assert last.summary["gain"] < -0.1, "else nothing was there to be refused"
 

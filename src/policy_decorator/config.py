@@ -44,8 +44,9 @@ class RefineConfig:
     decide: Literal["step", "chunk"] = "step"
     """How often the residual acts where the base answers with chunks of actions: at every environment step, or once
     per chunk (the released code)."""
-    keep: Literal["best", "last"] = "best"
-    """The residual handed over: of the best evaluation during training, or of its end."""
+    keep: Literal["best", "learned", "last"] = "best"
+    """The policy handed over: of the best evaluation, the base itself where none was as good as its own; of the best
+    one of what was learned, the base or not; or of the end."""
     seed: int = 0
     """Of the networks, the exploration and the training episodes, 0 to 99. Evaluation seeds are the same for every
     seed."""

@@ -32,6 +32,7 @@ from policy_decorator.evaluation import (
     Recorded,
     run_episodes,
 )
+from policy_decorator.handover import as_base
 from policy_decorator.hardware import compiles, device_of, name_of, place_of, used, uses_cuda_graphs, workers_of
 from policy_decorator.memory import AnyPolicy, ask, session
 from policy_decorator.methods import METHODS, Problem
@@ -86,7 +87,7 @@ class Refinement:
             if cfg.threads == "auto" and self.device.type == "cpu":
                 torch.set_num_threads(machine.fastest_threads(self._update_of_a_copy()))
             self._opened = opened.pop_all()
-        self.best: dict[str, Any] = {"success": -1.0, "step": 0, "actor": None}
+        self.best: dict[str, Any] = {"success": -1.0, "step": 0, "actor": None, "base": False}
         self.eval_env_steps = 0
         self.used_before: dict[str, bool] = {}
 
@@ -180,8 +181,9 @@ class Refinement:
         self._tell(episodes)
         rate = episodes.rate
         self._log({"eval/base": rate, "eval/full": rate, "eval/behaviour": rate})
-        if self._scales:
-            self._keep_if_best(rate)
+        base = as_base(cast(DecoratedPolicy, self.run.policy))
+        if base is not None and (self._scales or self.cfg.keep == "best"):
+            self._keep_if_best(rate, base)
         if rate > 0:
             return
         problem = f"The base policy succeeded in none of {n} episodes of {self.task.name}"
@@ -205,10 +207,12 @@ class Refinement:
             self._keep_if_best(full)
         self._tell(episodes)
 
-    def _keep_if_best(self, success: float) -> None:
+    def _keep_if_best(self, success: float, base: Mapping[str, Tensor] | None = None) -> None:
+        """The actor as it is, or what makes it the `base`, if that was no worse than the best so far."""
         if success >= self.best["success"]:
-            actor = copy.deepcopy(self._residual.state_dict())
-            self.best = {"success": success, "step": self.run.collector.step, "actor": actor}
+            actor = copy.deepcopy(self._residual.state_dict()) if base is None else base
+            step = self.run.collector.step
+            self.best = {"success": success, "step": step, "actor": actor, "base": base is not None}
 
     def _evaluating_at(self, updates: Collection[int]) -> None:
         """Let it be evaluated after so many updates too."""
@@ -315,10 +319,10 @@ class Refinement:
     def compare(self) -> tuple[Refined, Comparison]:
         """Base and refined policy on the same test episodes."""
         step = self.run.collector.step
-        if self.cfg.keep == "best" and self.best["actor"] is not None:
+        if self.cfg.keep != "last" and self.best["actor"] is not None:
             self._residual.load_state_dict(self.best["actor"])
             step = self.best["step"]
-            if self._scales and step == 0:
+            if self.best.get("base"):
                 self.display.say("No evaluation was as good as the base's own: the base is handed over as it is.")
         policy = cast(DecoratedPolicy, self.run.policy)
         comparison = Comparison(self._play(self.base, "base"), self._play(policy, "final"))

@@ -49,5 +49,6 @@ def config(entry: Entry, seed: int) -> RefineConfig:
     nets, sac = replace(cfg.learn.nets, **entry.nets), replace(cfg.learn.sac, **entry.sac)
     learn = replace(cfg.learn, **entry.learn, nets=nets, sac=sac)
     train = replace(cfg.train, **entry.train)
-    run = {"workers": 0, **entry.run}  # runs stand side by side, each on its own core; the results are the same
+    # Runs stand side by side, each on its own core; the results are the same. They show what was learned, good or bad.
+    run = {"workers": 0, "keep": "learned", **entry.run}
     return replace(cfg, policy=base.policy, seed=seed, learn=learn, train=train, **run)

@@ -69,7 +69,8 @@ def _paper(task: str, kind: str) -> RefineConfig:
     bound, horizon = TABLE_8.get((task, kind), (Config.bound, Config.horizon))
     sac = SACConfig(gamma=0.9) if (task, kind) in SHORT_SIGHTED else SACConfig()
     train = TrainConfig(total_steps=TRAINED.get((task, kind), TrainConfig.total_steps))
-    cfg = RefineConfig(task=task, decide="chunk", learn=Config(bound=bound, horizon=horizon, sac=sac), train=train)
+    learn = Config(bound=bound, horizon=horizon, sac=sac)
+    cfg = RefineConfig(task=task, decide="chunk", learn=learn, train=train, keep="learned")
     return _of_decisions(cfg) if kind == "diffusion" else cfg
 
 
