@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from policy_decorator import evaluate
+from policy_decorator.base_policies.checkpoint import parameter_hash
 from policy_decorator.base_policies.copies import Copies
 from policy_decorator.base_policies.external import as_policy
 from policy_decorator.base_policies.networks import parameters_of
@@ -65,7 +66,7 @@ def _play(policy: Any, rows: Tensor, begins: dict[int, list[int]]) -> Tensor:
 def test_every_row_remembers_its_own_episode(make: Any) -> None:
     torch.manual_seed(0)
     policy, obs = make(), torch.rand(7, 3, 4)
-    adapted = as_policy(policy, 2)
+    adapted: Any = as_policy(policy, 2)
     assert isinstance(adapted, Copies)
     together = _play(adapted, obs, {0: [0, 1, 2], 3: [1], 5: [0, 1]})
     for row, begins in enumerate(([0, 5], [0, 3, 5], [0])):
@@ -79,7 +80,7 @@ def test_every_row_remembers_its_own_episode(make: Any) -> None:
 
 def test_parameters_are_shared_and_hashed_and_the_memory_is_not() -> None:
     policy = Recurrent()
-    adapted = as_policy(policy, 2)
+    adapted: Any = as_policy(policy, 2)
     assert parameters_of(adapted) is not None
     before = policy.hidden.clone()
     adapted.act(torch.rand(3, 1, 4), torch.arange(3))
@@ -110,7 +111,7 @@ def test_it_succeeds_as_often_as_in_a_loop_of_ones_own() -> None:
 
 
 class WantsArguments(Late):
-    def reset(self, rows: Tensor) -> None: ...
+    def reset(self, rows: Tensor) -> None: ...  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class CannotBeCopied(Late):
@@ -119,13 +120,31 @@ class CannotBeCopied(Late):
         self.lock = threading.Lock()
 
 
-@pytest.mark.parametrize(("kind", "why"), [(WantsArguments, "without arguments"), (CannotBeCopied, "cannot be copied")])
+class BeginsAnew(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+
+    def reset(self) -> None:
+        self.reset_parameters()
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (WantsArguments, "without arguments"),
+        (CannotBeCopied, "cannot be copied"),
+        (BeginsAnew, "changes its parameters"),
+    ],
+)
 def test_what_cannot_be_done_is_said(kind: Any, why: str) -> None:
+    policy = kind()
+    before = parameter_hash(policy) if isinstance(policy, nn.Module) else None
     with pytest.raises(UserError, match=why):
-        as_policy(kind(), 2)
+        as_policy(policy, 2)
+    assert before is None or parameter_hash(policy) == before
 
 
 def test_wrong_answers_are_errors() -> None:
-    adapted = as_policy(Late(), 3)
+    adapted: Any = as_policy(Late(), 3)
     with pytest.raises(UserError, match="3 actions"):
         adapted.act(torch.rand(2, 1, 4), torch.arange(2))

@@ -23,7 +23,7 @@ class Copies:
     torch or numpy: which of them is found out at the first decision, with a copy that is then thrown away.
 
     Raises:
-        UserError: a `reset` that wants arguments, an object that cannot be copied.
+        UserError: a `reset` that wants arguments or changes parameters, an object that cannot be copied.
     """
 
     context = chunk = 1
@@ -37,7 +37,7 @@ class Copies:
                 f"{_name(policy)} has a reset that cannot be called without arguments ({error}), as it is where an "
                 "episode begins. Give a function that asks the policy, if it remembers nothing."
             ) from None
-        self._copy()  # raises now what it would raise later
+        self._check_reset()
         self._how: dict[str, Any] | None = None
         self._rows: dict[int, tuple[Any, CallablePolicy]] = {}
         self._begun: set[int] = set()
@@ -45,7 +45,9 @@ class Copies:
 
     def session(self) -> Self:
         """The same policy with an empty memory of its own."""
-        return type(self)(self.policy, self.action_size)
+        one = copy.copy(self)
+        one._rows, one._begun, one.queries = {}, set(), 0
+        return one
 
     def reset(self, rows: Tensor) -> None:
         """Episodes begin in `rows` (K,)."""
@@ -81,18 +83,30 @@ class Copies:
                 return {"one_row_batch": one_row_batch, "arrays": asked.style(window[:, -1]).arrays}
         raise UserError(problems[0])
 
-    def _copy(self, one_row_batch: bool = False, arrays: Arrays | None = None) -> tuple[Any, CallablePolicy]:
-        """A copy that has begun an episode, and how a row of it is asked."""
-        parts = (self.policy, *getattr(self.policy, "__dict__", {}).values())
-        shared: dict[int, Any] = {id(p): p for part in parts if isinstance(part, nn.Module) for p in part.parameters()}
+    def _check_reset(self) -> None:
+        """On a copy that shares nothing: a reset that draws new parameters begins no episode. Raises UserError."""
+        own = self._copied({})
+        before = [p.detach().clone() for p in _parameters(own)]
+        own.reset()
+        if not all(torch.equal(p, q) for p, q in zip(before, _parameters(own), strict=True)):
+            raise UserError(
+                f"{_name(self.policy)} has a reset that changes its parameters, where one that begins an episode was "
+                "expected. Give a function that asks the policy."
+            )
+
+    def _copied(self, shared: dict[int, Any]) -> Any:
         try:
-            own = copy.deepcopy(self.policy, shared)
+            return copy.deepcopy(self.policy, shared)
         except Exception as error:  # whatever a foreign object raises
             raise UserError(
                 f"{_name(self.policy)} has a reset, so that every row of a batch needs a copy of its own, and cannot "
                 f"be copied ({type(error).__name__}: {error}). Give a StatefulPolicy, or a function that asks it, if "
                 "it remembers nothing."
             ) from None
+
+    def _copy(self, one_row_batch: bool = False, arrays: Arrays | None = None) -> tuple[Any, CallablePolicy]:
+        """A copy that has begun an episode, and how a row of it is asked."""
+        own = self._copied({id(p): p for p in _parameters(self.policy)})
         own.reset()
         ask = own.act if callable(getattr(own, "act", None)) else own
 
@@ -101,6 +115,12 @@ class Copies:
 
         how: dict[str, Any] = {"behind": self.policy, "device": device_of(self.policy), "arrays": arrays}
         return own, CallablePolicy(choose, self.action_size, batched=False, **how)
+
+
+def _parameters(policy: Any) -> list[nn.Parameter]:
+    """Of the network that it is, or of those that it has."""
+    parts = (policy, *getattr(policy, "__dict__", {}).values())
+    return [p for part in parts if isinstance(part, nn.Module) for p in part.parameters()]
 
 
 def _name(policy: Any) -> str:

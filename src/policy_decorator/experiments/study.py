@@ -51,7 +51,9 @@ def _faster(label: str, *, tune_cpu: bool = True, compile: str = "off", **settin
 
 STUDIES: Mapping[str, tuple[Entry, ...]] = {
     # The runs of `make demo SEED=...`.
-    "demo": (Entry(TASK, "Policy Decorator", total_steps=DemoConfig.total_steps, run={"workers": None, "keep": "best"}),),
+    "demo": (
+        Entry(TASK, "Policy Decorator", total_steps=DemoConfig.total_steps, run={"workers": None, "keep": "best"}),
+    ),
     "controlled-exploration": (
         *_controlled_or_not("metaworld/peg-insert-side", bound=0.3, horizon=20_000, learn=OWN_EXPERIENCE, sac=PLAIN),
         *_controlled_or_not("metaworld/stick-pull", bound=0.3, horizon=20_000, learn=OWN_EXPERIENCE, sac=PLAIN),
