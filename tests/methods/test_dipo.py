@@ -124,7 +124,7 @@ def test_defaults_are_those_of_the_paper_and_of_its_reference() -> None:
 def test_what_is_compared_at_the_end_is_what_is_saved(tmp_path: Path) -> None:
     base = imitated(DiffusionPolicy(MLP, 4, 2), steps=200, rows=128, lr=3e-3)
     before = {name: x.clone() for name, x in base.state_dict().items()}
-    refined = api.run(_config(700), base, out=tmp_path / "run")
+    refined = api.run(replace(_config(700), keep="learned"), base, out=tmp_path / "run")
     assert refined.summary["base_queries"] == 0
     assert all(torch.equal(x, before[name]) for name, x in base.state_dict().items())
     tuned: Any = load_policy(tmp_path / "run" / "refined" / "policy")
