@@ -12,7 +12,6 @@ from typing import Any
 
 from policy_decorator.experiments.bases import BASES
 from policy_decorator.experiments.entry import Entry
-from policy_decorator.experiments.presets import ALONE
 from policy_decorator.methods.cal_ql import LADDER
 from policy_decorator.rl.cql import CQLConfig
 from policy_decorator.rl.dipo import DIPOConfig
@@ -78,10 +77,10 @@ SHARPER = IQLConfig(advantage_sharpness=30.0)
 """For advantages of rewards of 0 and 1, which are a hundredth of those of -1 and 0 (gamma 0.99)."""
 STABLE_CRITICS: Mapping[str, Any] = {"critic_layer_norm": True}
 """Of whatever is fine-tuned, as Policy Decorator has it: without LayerNorm, as in the paper, those of DIPO diverged."""
-TUNED: Mapping[str, Any] = {"lr": 1e-4, "temperature_lr": ALONE}
+TUNED: Mapping[str, Any] = {"lr": 1e-4}
 """Of whatever is fine-tuned: Table 9's learning rate."""
 GENTLE: Mapping[str, Any] = {"dipo": DIPOConfig(action_lr=1e-4, action_steps=10)}
-"""As DPPO's authors have DIPO on chunks of actions: its own 20 steps of 0.03 carry them across half of their range."""
+"""As DPPO's authors have DIPO on chunks of actions: its own 20 steps of 0.03 may move them by 0.6."""
 FISH_OWN: Mapping[str, Any] = {"learner": "td3"}
 """With noise of 0.1 of its bound, as FISH's. Its rewards are a hundredth of success at a decision: SAC's entropy would
 outweigh them."""
