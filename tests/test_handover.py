@@ -94,7 +94,7 @@ def test_a_run_says_so_and_nothing_is_gained_or_lost(make_config: MakeConfig, mo
     session = Refinement(make_config(), BiasedController(noise=0.0), None, display=display)
     monkeypatch.setattr(session.run.policy.actor.net.head.bias, "data", torch.ones(1, 1, 4))  # pyright: ignore
     session.check_base(force=True)
-    session.best["success"] = 2.0  # nothing is better than that
+    session.best.success = 2.0  # nothing is better than that
     session.evaluate()
     refined, comparison = session.compare()
     assert any("the base is handed over" in text for text in said)

@@ -410,7 +410,7 @@ def test_where_values_choose_the_best_critics_are_handed_over_with_the_best_resi
     with torch.no_grad():
         for p in (*learner.actor.parameters(), *learner.critic.parameters()):
             p.add_(1.0)
-    session.best["success"] = 2.0  # nothing is better than that
+    session.best.success = 2.0  # nothing is better than that
     session.evaluate()
     refined, _ = session.compare()
     chosen: Any = refined.policy.actor

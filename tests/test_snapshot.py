@@ -247,6 +247,22 @@ def test_a_run_is_not_resumed_with_a_base_of_other_parameters(
     api.run(config, noisy, out=tmp_path / "run", resume=True)
 
 
+@pytest.mark.parametrize("draws", [False, True])
+def test_a_run_is_not_resumed_with_another_function(draws: bool, tmp_path: Path, make_config: MakeConfig) -> None:
+    """Nobody can look into one, but it answers its first question as it did; not so where it draws its answers."""
+
+    def towards(gain: float) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda obs: (gain * (obs[..., 2:] - obs[..., :2]) + draws * 0.1 * torch.randn(len(obs), 2)).tanh()
+
+    config = make_config(total_steps=300, save_every=100)
+    with pytest.raises(KeyboardInterrupt):
+        api.run(config, towards(2.0), out=tmp_path / "run", display=Interrupted(200))
+    with nullcontext() if draws else pytest.raises(UserError, match="answers otherwise than the one this run"):
+        api.run(config, towards(1.9), out=tmp_path / "run", resume=True)
+    if not draws:
+        api.run(config, towards(2.0), out=tmp_path / "run", resume=True)
+
+
 def _files(run: Path) -> dict[str, bytes]:
     return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
 

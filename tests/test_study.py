@@ -49,12 +49,13 @@ def test_conservative_critics_balance_as_the_originals_do() -> None:
     """Cal-QL's rewards on Adroit are -5, and 5 at the success that ends an episode; ours 0 and 1."""
     gamma, steps = 0.99, np.arange(200)
     theirs = np.array([-5 * (gamma ** np.arange(t)).sum() + 5 * gamma**t for t in steps])
-    ours = gamma**steps
-    spread = np.polyfit(ours, theirs, 1)[0]
-    for entry in comparisons.APPENDIX_F:
-        if (cql := entry.learn.get("cql")) is not None:
-            assert (cql.cql_weight * spread, cql.cql_temperature * spread) == pytest.approx((1, 1))
-            assert study.config(entry, seed=0).learn.reward_shift == 0
+    spread = np.polyfit(gamma**steps, theirs, 1)[0]
+    entries = [e for e in (*comparisons.FINE_TUNING, *comparisons.APPENDIX_F) if "cql" in e.learn]
+    assert len(entries) > 5
+    for cfg in (study.config(e, seed=0) for e in entries):
+        offline = sample_run(cfg.method, settings=cfg.learn)[1].offline
+        learner: Any = offline and offline.learner
+        assert (learner.gap_weight * spread, learner.gap_temperature * spread) == pytest.approx((1, 1))
 
 
 def test_the_demo_study_is_make_demo() -> None:

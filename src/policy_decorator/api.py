@@ -3,21 +3,24 @@
 import dataclasses
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import gymnasium as gym
+import torch
 
 from policy_decorator import snapshot
 from policy_decorator.base_policies.checkpoint import save_policy
 from policy_decorator.base_policies.imitate import Imitator
+from policy_decorator.base_policies.places import absolute
 from policy_decorator.chunks import chunk_of
 from policy_decorator.config import RefineConfig, changed
 from policy_decorator.demos.dataset import Demonstrations, check, joined
 from policy_decorator.disk import to_json
 from policy_decorator.envs import get_task
+from policy_decorator.envs.task import Task
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError
 from policy_decorator.evaluation import TEST, Episodes, run_episodes
@@ -122,13 +125,30 @@ def evaluate(
     made, on = get_task(task), choose_device(device)
     base = load(policy, made.action_size, on)
     to_device(base, on)
-    display: Display = Bars() if progress else Silent()
-    sizes: dict[str, Any] = {"context": base.context, "chunk": chunk_of(base), "workers": workers, "device": on}
-    with (
-        closing(make_vector(made, min(envs, episodes), **sizes)) as env,
-        display.stage("evaluating", episodes) as update,
-    ):
-        return run_episodes(env, base, episodes, first_seed, update)
+    how: dict[str, Any] = {"workers": workers, "device": on, "display": Bars() if progress else Silent()}
+    return episodes_of({"the policy": base}, made, episodes, first_seed, min(envs, episodes), **how)["the policy"]
+
+
+def episodes_of(
+    policies: Mapping[str, AnyPolicy],
+    task: Task,
+    episodes: int,
+    seed: int,
+    envs: int,
+    *,
+    workers: int,
+    device: torch.device,
+    display: Display,
+) -> dict[str, Episodes]:
+    """`run_episodes` of each on `envs` environments, whose simulators `workers` processes share; they look alike."""
+    first = next(iter(policies.values()))
+    how: dict[str, Any] = {"context": first.context, "chunk": chunk_of(first), "workers": workers, "device": device}
+    outcomes = {}
+    with closing(make_vector(task, envs, **how)) as env:
+        for name, policy in policies.items():
+            with display.stage(f"evaluating {name}", episodes) as update:
+                outcomes[name] = run_episodes(env, policy, episodes, seed, update)
+    return outcomes
 
 
 def make_env(task: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
@@ -175,6 +195,7 @@ def run(
     task, display = get_task(config.task), display or Silent()
     check_numbers(config)
     choose_device(config.device)
+    config = dataclasses.replace(config, policy=absolute(config.policy))
     if not resume:
         config = resolved(config, display)
     base = load(policy, task.action_size, device_of(config))
@@ -247,6 +268,7 @@ def _resume(config: RefineConfig, out: str | Path | None) -> tuple[RefineConfig,
         config = dataclasses.replace(config, learn=dataclasses.replace(config.learn, nets=nets))
     now = to_json(config)
     before["train"]["total_steps"] = now["train"]["total_steps"]  # a longer budget is no other run
+    before["policy"] = now["policy"]  # nor is a base that was moved
     different = sorted(key for key in now if now[key] != before.get(key))
     if different:
         raise UserError(f"{out} was started with other settings of {', '.join(different)}: resume with its own.")

@@ -1,13 +1,33 @@
 """Which policy a run hands over: that of its best evaluation, the base's own among them, or that of its end."""
 
 import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from policy_decorator.decorator import DecoratedPolicy
 from policy_decorator.methods.finetuned import FineTuned
 from policy_decorator.rl.nets import TanhGaussian
+
+
+@dataclass
+class Best:
+    """The best evaluation so far, the later of two that are as good, and what acted in it."""
+
+    success: float = -1.0
+    step: int = 0
+    """Environment steps of the run at that moment."""
+    actor: Mapping[str, Tensor] | None = None
+    base: bool = False
+    """Whether it was the base's own."""
+
+    def offer(self, success: float, step: int, actor: nn.Module, base: Mapping[str, Tensor] | None = None) -> None:
+        """Take the actor as it is, or what makes it the `base` (`as_base`), if that was no worse."""
+        if success >= self.success:
+            state = copy.deepcopy(actor.state_dict()) if base is None else base
+            self.success, self.step, self.actor, self.base = success, step, state, base is not None
 
 
 def as_base(policy: DecoratedPolicy) -> dict[str, Tensor] | None:

@@ -32,7 +32,7 @@ from policy_decorator.evaluation import (
     Recorded,
     run_episodes,
 )
-from policy_decorator.handover import as_base
+from policy_decorator.handover import Best, as_base
 from policy_decorator.hardware import compiles, device_of, name_of, place_of, used, uses_cuda_graphs, workers_of
 from policy_decorator.memory import AnyPolicy, ask, session
 from policy_decorator.methods import METHODS, Problem
@@ -87,7 +87,7 @@ class Refinement:
             if cfg.threads == "auto" and self.device.type == "cpu":
                 torch.set_num_threads(machine.fastest_threads(self._update_of_a_copy()))
             self._opened = opened.pop_all()
-        self.best: dict[str, Any] = {"success": -1.0, "step": 0, "actor": None, "base": False}
+        self.best = Best()
         self.eval_env_steps = 0
         self.used_before: dict[str, bool] = {}
 
@@ -137,6 +137,7 @@ class Refinement:
         if not answer.isfinite().all():
             raise UserError("The base policy's first action is not finite: look at its observation statistics.")
         self.base_deterministic = torch.allclose(answer, again, rtol=0, atol=1e-5)
+        self.first_answer = answer.cpu() if self.base_deterministic else None
         if not self.base_deterministic:
             self.display.say("The base policy is stochastic: asked the same twice, it answers differently.")
 
@@ -208,11 +209,7 @@ class Refinement:
         self._tell(episodes)
 
     def _keep_if_best(self, success: float, base: Mapping[str, Tensor] | None = None) -> None:
-        """The actor as it is, or what makes it the `base`, if that was no worse than the best so far."""
-        if success >= self.best["success"]:
-            actor = copy.deepcopy(self._residual.state_dict()) if base is None else base
-            step = self.run.collector.step
-            self.best = {"success": success, "step": step, "actor": actor, "base": base is not None}
+        self.best.offer(success, self.run.collector.step, self._residual, base)
 
     def _evaluating_at(self, updates: Collection[int]) -> None:
         """Let it be evaluated after so many updates too."""
@@ -296,8 +293,8 @@ class Refinement:
 
     def save(self) -> None:
         if self.folder is not None:
-            own = {"best": self.best, "eval_env_steps": self.eval_env_steps, "place": self.place}
-            own |= {"base_parameters": self.hash_before, "used": self._used()}
+            own = {"best": vars(self.best), "eval_env_steps": self.eval_env_steps, "place": self.place}
+            own |= {"base_parameters": self.hash_before, "first_answer": self.first_answer, "used": self._used()}
             state = snapshot.capture(self.run) | own
             snapshot.write(self.folder.path / CHECKPOINT, state)
 
@@ -305,10 +302,12 @@ class Refinement:
         """Go on from `state`; the folder is rewound when nothing speaks against it any more. Raises UserError."""
         if state.get("base_parameters") not in (None, self.hash_before):
             raise UserError("The base policy has other parameters than the one this run was begun with: give that one.")
+        if self.hash_before is None and not _alike(self.first_answer, state.get("first_answer")):
+            raise UserError("The base policy answers otherwise than the one this run was begun with: give that one.")
         snapshot.restore(self.run, state)
         if not snapshot.remembers(state):
             self.display.say("What the base policy remembered could not be saved: its episodes begin anew.")
-        self.best, self.eval_env_steps = state["best"], state["eval_env_steps"]
+        self.best, self.eval_env_steps = Best(**state["best"]), state["eval_env_steps"]
         self.used_before = state.get("used", {})
         if self.folder is not None:
             self.folder.rewind(self.run.collector.step, self._offline_updates)
@@ -319,10 +318,10 @@ class Refinement:
     def compare(self) -> tuple[Refined, Comparison]:
         """Base and refined policy on the same test episodes."""
         step = self.run.collector.step
-        if self.cfg.keep != "last" and self.best["actor"] is not None:
-            self._residual.load_state_dict(self.best["actor"])
-            step = self.best["step"]
-            if self.best.get("base"):
+        if self.cfg.keep != "last" and self.best.actor is not None:
+            self._residual.load_state_dict(self.best.actor)
+            step = self.best.step
+            if self.best.base:
                 self.display.say("No evaluation was as good as the base's own: the base is handed over as it is.")
         policy = cast(DecoratedPolicy, self.run.policy)
         comparison = Comparison(self._play(self.base, "base"), self._play(policy, "final"))
@@ -380,6 +379,11 @@ class Refinement:
     def close(self) -> None:
         """The environments; safe to call twice."""
         self._opened.close()
+
+
+def _alike(answer: Tensor | None, before: Tensor | None) -> bool:
+    """Whether these may be answers of one policy to one question; None: nobody can tell."""
+    return answer is None or before is None or torch.allclose(answer, before, rtol=0, atol=1e-3)
 
 
 def refine(

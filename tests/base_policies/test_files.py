@@ -13,8 +13,12 @@ from foreign import ACTION, OBS, check_contract, episode, played, real
 from torch import Tensor, nn
 from torch._export.serde.schema import SCHEMA_VERSION
 
+from policy_decorator import decorate
 from policy_decorator.base_policies.exported import checked_archive
 from policy_decorator.base_policies.files import is_file, load_file
+from policy_decorator.base_policies.places import absolute, from_place, is_place
+from policy_decorator.chunks import chunk_of
+from policy_decorator.cli import evaluate
 from policy_decorator.errors import UserError
 
 CPU = torch.device("cpu")
@@ -134,6 +138,40 @@ def test_names() -> None:
     assert not is_file(Path("runs/base"))
     with pytest.raises(UserError, match="There is no policy"):
         load_file(Path("missing.onnx"), ACTION, device=CPU)
+
+
+def test_options_behind_a_path_that_is_not_the_shortest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    script(Net(chunk=3).eval(), tmp_path)
+    for place in ("./policy.pt?chunk=3", f"{tmp_path}/policy.pt?chunk=3"):
+        assert is_place(place)
+        assert chunk_of(from_place(place, ACTION)) == 3
+        assert absolute(place) == f"{tmp_path}/policy.pt?chunk=3"
+    assert absolute("ws://host:8000") == "ws://host:8000"
+    assert absolute("yours") == "yours"
+
+
+def test_a_run_knows_its_file_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    traced: Any = torch.jit.trace(nn.Sequential(nn.Linear(4, 2), nn.Tanh()), torch.zeros(2, 4))
+    traced.save("policy.pt")
+    small: dict[str, Any] = {
+        "total_steps": 300,
+        "warmup_steps": 100,
+        "envs": 4,
+        "workers": 0,
+        "eval_episodes": 4,
+        "test_episodes": 4,
+    }
+    run = decorate("./policy.pt", "toy/reach", out="run", force=True, horizon=100, **small)
+    monkeypatch.chdir(elsewhere)
+    options = evaluate.parse(["../run", "--episodes", "4", "--workers", "0", "--quiet"])
+    found = evaluate.run(options).value
+    assert found["refined"]["success_rate"] == run.summary["refined_success"]
+    (tmp_path / "policy.pt").rename(tmp_path / "moved.pt")
+    with pytest.raises(UserError, match=r"There is no policy .*policy\.pt"):
+        evaluate.run(options)
 
 
 # ---- files that would do more than compute --------------------------------------------------------------------

@@ -121,7 +121,8 @@ def _short_sighted() -> SACConfig:
 
 def _values(method: str, weight: float) -> tuple[Any, Any, Any, Returning]:
     """Mean Q of the data's actions, of the policy's and of uniform ones after learning offline; the data."""
-    shown, cql = expert(30), CQLConfig(cql_samples=3, backup_samples=3, cql_weight=weight)
+    shown = expert(30)
+    cql = CQLConfig(cql_samples=3, backup_samples=3, cql_weight=weight, cql_temperature=1.0)
     run = learned(method, settings(method, offline_updates=400, cql=cql), shown)
     data = returning(shown, n_step=1, gamma=SAC.gamma, reward_shift=-1.0)
     critic, actor = run.learner.critic, cast(Any, run.learner.actor)
@@ -156,7 +157,7 @@ def test_cal_ql_goes_on_online_from_what_it_learned_offline() -> None:
 
     Without the offline phase 0.07 to 0.22 succeed. Without the calibration values are -2.8 to -3.4.
     """
-    shown, cql = expert(60), CQLConfig(cql_samples=3, backup_samples=3)
+    shown, cql = expert(60), CQLConfig(cql_samples=3, backup_samples=3, cql_weight=5.0, cql_temperature=1.0)
     cfg = settings("cal-ql", offline_updates=600, cql=cql, sac=_followed())
     data = returning(shown, n_step=1, gamma=0.8, reward_shift=-1.0)
 

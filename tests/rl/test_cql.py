@@ -22,6 +22,7 @@ from torch import Tensor
 from policy_decorator.base_policies.bet import BehaviorTransformer, BeTConfig
 from policy_decorator.methods.alone import Takeover
 from policy_decorator.rl.cql import (
+    ORIGINAL_SPREAD,
     Conservative,
     CQLConfig,
     Hindsight,
@@ -30,6 +31,7 @@ from policy_decorator.rl.cql import (
     references,
     returning,
     sharing,
+    spread_of,
 )
 from policy_decorator.rl.nets import NetConfig, TanhGaussian
 from policy_decorator.rl.offsets import OffsetActor
@@ -42,11 +44,16 @@ SAC_CONFIG = SACConfig(gamma=0.9, temperature=0.3, entropy_in_backup=False)
 
 
 def _learner(
-    calibrated: bool = True, sac: SACConfig = SAC_CONFIG, dtype: torch.dtype = torch.float32, **cql: Any
+    calibrated: bool = True,
+    sac: SACConfig = SAC_CONFIG,
+    dtype: torch.dtype = torch.float32,
+    spread: float = ORIGINAL_SPREAD,
+    **cql: Any,
 ) -> Conservative:
     actor = TanhGaussian(DO, (1, DA), NetConfig(width=5, depth=1, head_gain=1.0, log_std_min=-3.0)).to(dtype)
     settings = CQLConfig(**{"cql_samples": N, "backup_samples": 3} | cql)
-    learner = Conservative(actor, new_critics().to(dtype), Takeover(), DA, sac, cql=settings, calibrated=calibrated)
+    parts, how = (actor, new_critics().to(dtype), Takeover(), DA, sac), {"calibrated": calibrated, "spread": spread}
+    learner = Conservative(*parts, cql=settings, **how)
     disturb(learner.target)
     return learner
 
@@ -75,10 +82,30 @@ def test_the_gap_is_a_direct_sum(calibrated: bool, temperature: float) -> None:
 
 def test_rewards_a_tenth_as_large_have_the_same_balance_at_a_tenth_of_weight_and_temperature() -> None:
     """Q / 10 has squared errors of 1 / 100; the gap at T = 1 / 10 is a tenth, and weighs a tenth."""
-    original, ours = (_learner(cql_temperature=t, cql_weight=w) for t, w in ((1.0, 1.0), (0.1, 0.1)))
+    original, ours = _learner(spread=ORIGINAL_SPREAD), _learner(spread=ORIGINAL_SPREAD / 10)
     q, proposed, log_density, reference = torch.randn(2, B), torch.randn(2, 3 * N, B), torch.randn(3 * N, B), None
-    scaled = ours.cql.cql_weight * ours.gap(q / 10, proposed / 10, log_density, reference)
+    scaled = ours.gap_weight * ours.gap(q / 10, proposed / 10, log_density, reference)
     torch.testing.assert_close(scaled, original.gap(q, proposed, log_density, reference) / 100)
+
+
+@pytest.mark.parametrize("gamma", [0.9, 0.99])
+@pytest.mark.parametrize("shift", [0.0, -0.5, -1.0])
+@pytest.mark.parametrize("ends", [True, False])
+def test_the_spread_is_that_of_all_returns(gamma: float, shift: float, ends: bool) -> None:
+    """Of success after t decisions, or never, with what follows written out."""
+    after = 0 if ends else 5_000
+
+    def value(t: int) -> float:
+        rewards = [shift] * t + [1 + shift] * (1 + after)
+        return sum(gamma**k * reward for k, reward in enumerate(rewards))
+
+    values = [value(t) for t in (0, 1, 10, 5_000)]
+    assert spread_of(gamma, shift, ends=ends) == pytest.approx(max(values) - min(values), rel=1e-6)
+
+
+def test_the_originals_spread_on_adroit_is_that_of_its_rewards() -> None:
+    """-5 at every step and 5 at the success that ends an episode: ten times those of success - 0.5."""
+    assert pytest.approx(10 * spread_of(0.99, -0.5, ends=True)) == ORIGINAL_SPREAD
 
 
 def test_many_proposals_measure_the_integral_of_exp_q() -> None:

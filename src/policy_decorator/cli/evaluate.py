@@ -7,6 +7,7 @@ import numpy as np
 import tyro
 from rich.table import Table
 
+from policy_decorator import api
 from policy_decorator.cli import Answer
 from policy_decorator.cli.options import Switch, display, processes
 from policy_decorator.cli.options import parse as parse_options
@@ -14,9 +15,8 @@ from policy_decorator.cli.saved import Saved, check_fits, describe, load
 from policy_decorator.cli.show import facts_table, gain_row, rate_row
 from policy_decorator.envs import get_task
 from policy_decorator.envs.task import Task
-from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError
-from policy_decorator.evaluation import TEST, Episodes, run_episodes
+from policy_decorator.evaluation import TEST, Episodes
 from policy_decorator.hardware import choose_device
 from policy_decorator.progress import Display
 from policy_decorator.statistics import paired_gain, wilson
@@ -94,18 +94,8 @@ def _play(options: Options, saved: Saved, task: Task, shown: Display) -> dict[st
     # A policy that draws random numbers plays the same episodes only if as many environments draw together.
     run = saved.run
     n = options.envs or (min(run["envs"], run["eval_episodes"]) if run else min(16, options.episodes))
-    workers = processes(options.workers)
-    env = make_vector(
-        task, n, context=base.context, chunk=int(getattr(base, "chunk", 1)), workers=workers, device=device
-    )
-    outcomes = {}
-    try:
-        for name, policy in policies.items():
-            with shown.stage(f"evaluating {name}", options.episodes) as update:
-                outcomes[name] = run_episodes(env, policy, options.episodes, options.first_seed, update)
-    finally:
-        env.close()
-    return outcomes
+    how: dict[str, Any] = {"workers": processes(options.workers), "device": device, "display": shown}
+    return api.episodes_of(policies, task, options.episodes, options.first_seed, n, **how)
 
 
 def _rate(episodes: Episodes) -> dict[str, Any]:

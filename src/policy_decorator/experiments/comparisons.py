@@ -65,14 +65,8 @@ HOT: Mapping[str, Any] = {"entropy_in_backup": True, "temperature": 0.03, "tempe
 """The temperature as SAC has it, where it is what is asked about: the paper's 1 is for values of up to 33, 1 / (1 -
 gamma), ours are at most 1. In a warm start it can move as far as the paper's: by a factor of e^5 (50,000 updates with a
 rate of 1e-4)."""
-ORIGINAL_SPREAD = 505.0
-"""Of Cal-QL's values on Adroit: rewards of -5 at every step and 5 at success give Q = -500 + 505 gamma^T. Ours: 1."""
-CONSERVATIVE: Mapping[str, Any] = {
-    **OFFLINE,
-    "cql": CQLConfig(cql_weight=1 / ORIGINAL_SPREAD, cql_temperature=1 / ORIGINAL_SPREAD, cql_samples=4),
-}
-"""The released code's weight and temperature on Adroit, 1 and 1, for our values; and fewer samples: the actor is asked
-for each."""
+CONSERVATIVE: Mapping[str, Any] = {**OFFLINE, "cql": CQLConfig(cql_samples=4)}
+"""Fewer samples than the released code's: the actor is asked for each."""
 SHARPER = IQLConfig(advantage_sharpness=30.0)
 """For advantages of rewards of 0 and 1, which are a hundredth of those of -1 and 0 (gamma 0.99)."""
 STABLE_CRITICS: Mapping[str, Any] = {"critic_layer_norm": True}

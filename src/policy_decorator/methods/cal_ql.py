@@ -10,7 +10,7 @@ dozens of times; the original goes on as it began (`online = conservative`). App
     E  or the BeT itself        actor = base: the paper's baseline
 
 The paper does not say how batches are mixed online: half and half, as the original. Differs from the original: returns
-are of rewards success + `reward_shift`; its {-5, 5} are `reward_shift` -0.5, `cql_weight` and `cql_temperature` 0.1.
+are of rewards success + `reward_shift`; weight and temperature follow the scale of those.
 """
 
 import copy
@@ -22,7 +22,7 @@ from policy_decorator.methods.actors import WithAnyActor, actor_and_critics
 from policy_decorator.methods.alone import Takeover
 from policy_decorator.methods.offline import run_of, shown_to, source_of
 from policy_decorator.methods.problem import Problem, Run
-from policy_decorator.rl.cql import Conservative, CQLConfig, Hindsight, Returning, returning, sharing
+from policy_decorator.rl.cql import Conservative, CQLConfig, Hindsight, Returning, returning, sharing, spread_of
 from policy_decorator.rl.demonstrations import as_source
 from policy_decorator.rl.sac import SAC
 from policy_decorator.types import Transition
@@ -54,7 +54,8 @@ class Config(WithAnyActor):
             raise UserError("The return of an episode that failed is its reward / (1 - gamma): gamma must be below 1.")
         if min(self.cql.cql_samples, self.cql.backup_samples) < 1:
             raise UserError("cql_samples and backup_samples must be at least 1.")
-        if self.cql.cql_temperature <= 0 or self.cql.cql_weight < 0:
+        weight, temperature = (1 if x == "auto" else x for x in (self.cql.cql_weight, self.cql.cql_temperature))
+        if temperature <= 0 or weight < 0:
             raise UserError("cql_temperature must be above 0, and cql_weight at least 0.")
 
 
@@ -80,7 +81,8 @@ def conservative(method: str, cfg: Config, p: Problem, *, calibrated: bool) -> R
     referred = as_source(cast(Any, returning(shown, **how))) if calibrated else demos
     actor, critics = actor_and_critics(method, cfg, p)
     parts = actor, critics, Takeover(), p.action_size, cfg.sac
-    before = Conservative(*parts, cql=cfg.cql, calibrated=calibrated)
+    spread = spread_of(cfg.sac.gamma, cfg.reward_shift, ends=shown.ends_at_success)
+    before = Conservative(*parts, cql=cfg.cql, calibrated=calibrated, spread=spread)
     learner = copy.copy(before) if again else SAC(*parts)
     sharing(learner, before)
     hindsight = again and calibrated

@@ -11,7 +11,7 @@ longer an estimate of the integral of exp(Q / T).
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,17 +22,29 @@ from policy_decorator.rl.ensemble import smallest
 from policy_decorator.rl.sac import SAC
 from policy_decorator.types import Transition
 
+ORIGINAL_SPREAD = 505.0
+"""Of the released code's values on Adroit: rewards of -5 at every step and 5 at success give Q = -500 + 505 gamma^T."""
+
+
+def spread_of(gamma: float, reward_shift: float, *, ends: bool) -> float:
+    """From the value of an episode that fails for ever to the highest there is, where success `ends` it or does not.
+
+    Rewards are success + `reward_shift`: of 0 and 1, 1; of -1 and 0, 1 / (1 - gamma), also where episodes go on.
+    """
+    least = reward_shift / (1 - gamma)
+    return 1 + reward_shift - least if ends else 1 / (1 - gamma)
+
 
 @dataclass(frozen=True)
 class CQLConfig:
-    """Defaults are Cal-QL's released code's."""
+    """Defaults are Cal-QL's released code's on Adroit; auto: its number there, in the scale of this run's values."""
 
-    cql_weight: float = 5.0
-    """w: weight of the conservative term (the released code's 1 on Adroit)."""
+    cql_weight: float | Literal["auto"] = "auto"
+    """w: weight of the conservative term; auto: 1 where values are spread over 505."""
     cql_samples: int = 10
     """N: actions of each of the three kinds."""
-    cql_temperature: float = 1.0
-    """T of the log-sum-exp."""
+    cql_temperature: float | Literal["auto"] = "auto"
+    """T of the log-sum-exp; auto: likewise."""
     cql_least_gap: float | None = None
     """Below this the difference of the two counts as this and has no gradient (-200 in CORL); None: never."""
     backup_samples: int = 10
@@ -60,6 +72,21 @@ class Conservative(SAC):
     cql: CQLConfig = field(default_factory=CQLConfig, kw_only=True)
     calibrated: bool = field(default=True, kw_only=True)
     """True: Cal-QL; False: CQL."""
+    spread: float = field(default=ORIGINAL_SPREAD, kw_only=True)
+    """Of the values (`spread_of`)."""
+
+    @property
+    def gap_weight(self) -> float:
+        """w."""
+        return self._scaled(self.cql.cql_weight)
+
+    @property
+    def gap_temperature(self) -> float:
+        """T."""
+        return self._scaled(self.cql.cql_temperature)
+
+    def _scaled(self, given: float | Literal["auto"]) -> float:
+        return self.spread / ORIGINAL_SPREAD if given == "auto" else given
 
     @torch.no_grad()
     def goal(self, b: Transition) -> Tensor:
@@ -91,7 +118,7 @@ class Conservative(SAC):
         if reference is not None:
             n = proposed.shape[1] // 3
             proposed = torch.cat([proposed[:, :n], torch.maximum(proposed[:, n:], reference)], dim=1)
-        t = self.cql.cql_temperature
+        t = self.gap_temperature
         gap = t * torch.logsumexp(proposed / t - log_density, dim=1) - q
         return gap if self.cql.cql_least_gap is None else gap.clamp(min=self.cql.cql_least_gap)
 
@@ -104,7 +131,7 @@ class Conservative(SAC):
         values = self.critic(b.obs.repeat(n, 1), action).unflatten(1, (n, -1))  # (n_critics, 1 + 3N, B)
         q, batch = values[:, 0], as_any(b)
         gap = self.gap(q, values[:, 1:], log_density, batch.reference if self.calibrated else None)
-        return (((q - goal) ** 2) + self.cql.cql_weight * gap).mean(dim=1).sum(), q.detach()
+        return (((q - goal) ** 2) + self.gap_weight * gap).mean(dim=1).sum(), q.detach()
 
     def step(self, b: Transition, with_actor: bool) -> dict[str, Tensor]:
         """As SAC's; where it is calibrated, the mean reference is a metric beside the mean Q."""
