@@ -72,6 +72,24 @@ def test_means_are_of_five_evaluations_or_of_a_quarter_of_them(evaluations: int,
     assert Curriculum(Successor(3, (1, 2)), 1, Config(), evaluations).window == window
 
 
+def test_chance_alone_holds_a_single_evaluation_up() -> None:
+    """A success of 0.4 that stays the same, told by 50 episodes at a time: whether h comes to 0 in sixty evaluations."""
+    rng, begin, runs = np.random.default_rng(0), 200, 100
+
+    def share_at_0(window: int) -> float:
+        at_0 = 0
+        for _ in range(runs):
+            curriculum = Curriculum(Successor(3, (1, 2)), 1, Config(success_window=window))
+            curriculum.evaluated(_episodes(0.4, begin))
+            for success in rng.random((60, 50)) < 0.4:
+                curriculum.evaluated(Episodes(0, success, np.full(50, begin)))
+            at_0 += int(curriculum.actor.guide_steps == 0)
+        return at_0 / runs
+
+    assert share_at_0(1) < 0.1  # 0.02 of 200 tries
+    assert share_at_0(5) > 0.7  # 0.87
+
+
 @pytest.mark.parametrize(
     ("evaluations", "window", "begin", "wanted"),
     [
