@@ -73,7 +73,7 @@ def test_means_are_of_five_evaluations_or_of_a_quarter_of_them(evaluations: int,
 
 
 def test_chance_alone_holds_a_single_evaluation_up() -> None:
-    """A success of 0.4 that stays the same, told by 50 episodes at a time: whether h comes to 0 in sixty evaluations."""
+    """A success of 0.4 that stays the same, told by 50 episodes at a time: is h 0 after sixty evaluations?"""
     rng, begin, runs = np.random.default_rng(0), 200, 100
 
     def share_at_0(window: int) -> float:

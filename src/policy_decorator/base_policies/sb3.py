@@ -1,8 +1,12 @@
-"""Models of Stable-Baselines3 and sb3-contrib: `predict(obs, state, episode_start, deterministic)`."""
+"""Models of Stable-Baselines3 and sb3-contrib: `predict(obs, state, episode_start, deterministic)`.
+
+One of several inputs (MultiInputPolicy) gets the vector that a task shows taken apart, in the order of its own space.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
@@ -46,9 +50,8 @@ class RecurrentModel:
         before = [memory.read(STATE.format(i), rows, zero) for i, zero in enumerate(self._zeros)]
         states = [x.transpose(0, 1).numpy() for x in before]  # (layers, K, ...)
         begins = memory.read("going", rows, torch.zeros(())).numpy() == 0
-        answer, after = self.model.predict(
-            obs.cpu().numpy().copy(), state=tuple(states), episode_start=begins, deterministic=True
-        )
+        given = inputs(self.model, obs.cpu().numpy().copy())
+        answer, after = self.model.predict(given, state=tuple(states), episode_start=begins, deterministic=True)
         for i, x in enumerate(after):
             memory.write(STATE.format(i), rows, torch.from_numpy(np.array(x)).transpose(0, 1))
         memory.write("going", rows, torch.ones(len(obs)))
@@ -68,9 +71,8 @@ class RecurrentModel:
 def from_model(model: Any, action_size: int, predict: Callable[[Any], Any]) -> CallablePolicy | RecurrentModel:
     """A model as a base policy. Raises UserError: other actions than the task's, an unknown kind of state."""
     _check_actions(model, action_size)
-    shape = getattr(getattr(model, "observation_space", None), "shape", None)
-    if shape is not None and len(shape) == 1:
-        probe, begins = np.zeros((1, *shape), dtype=np.float32), np.ones(1, dtype=bool)
+    if (size := _vector_size(getattr(model, "observation_space", None))) is not None:
+        probe, begins = inputs(model, np.zeros((1, size), dtype=np.float32)), np.ones(1, dtype=bool)
         _, state = model.predict(probe, state=None, episode_start=begins, deterministic=True)
         if state is not None:
             if not isinstance(state, tuple) or any(np.ndim(x) < 2 or np.shape(x)[1] != 1 for x in state):
@@ -78,7 +80,29 @@ def from_model(model: Any, action_size: int, predict: Callable[[Any], Any]) -> C
                     "The model's state is no tuple of arrays (layers, rows, ...): wrap it as a StatefulPolicy."
                 )
             return RecurrentModel(model, action_size, tuple(np.asarray(x) for x in state))
-    return CallablePolicy(predict, action_size, arrays="numpy", behind=model)
+    return CallablePolicy(lambda obs: predict(inputs(model, obs)), action_size, arrays="numpy", behind=model)
+
+
+def inputs(model: Any, obs: Any) -> Any:
+    """What the model observes, of observations (B, Do) or (Do,); what is taken apart already is left as it is.
+
+    Raises UserError where its parts are not as large together.
+    """
+    space = getattr(model, "observation_space", None)
+    size = _vector_size(space)
+    if not isinstance(space, gym.spaces.Dict) or size is None or not isinstance(obs, np.ndarray):
+        return obs
+    if obs.shape[-1] != size:
+        raise UserError(f"The model observes {size} numbers ({', '.join(space)}), and is shown {obs.shape[-1]}.")
+    ends = np.cumsum([gym.spaces.flatdim(part) for part in space.values()])
+    return dict(zip(space, np.split(obs, ends[:-1], axis=-1), strict=True))
+
+
+def _vector_size(space: Any) -> int | None:
+    """Numbers in its observations, where those are vectors."""
+    parts = space.values() if isinstance(space, gym.spaces.Dict) else [space]
+    vectors = all(isinstance(part, gym.spaces.Box) and len(part.shape) == 1 for part in parts)
+    return gym.spaces.flatdim(space) if vectors else None
 
 
 def _check_actions(model: Any, action_size: int) -> None:
