@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from policy_decorator import api, make_env
+from policy_decorator import Refined, api, make_env
 from policy_decorator.cli import main
 from policy_decorator.config import RefineConfig
 from policy_decorator.envs import get_task, rendering
@@ -53,8 +53,29 @@ class Switch(Valve):
     action_space = Discrete(2)
 
 
-class Seen(Valve):
+class Blind(Valve):
     observation_space = Dict({"rgb": Box(0, 255, (3, 8, 8), np.uint8)})
+
+
+class Seen(Valve):
+    "Two cameras, one of which has its channels last: the valve's place and where it was turned to, in 1 and 2."
+
+    wrist, front = Box(0, 255, (3, 20, 16), np.uint8), Box(0, 255, (20, 16, 3), np.uint8)
+    observation_space = Dict(wrist=wrist, b=Box(-9, 9, (2,)), front=front, a=Box(-9, 9, (1,)))
+
+    def seen(self, action):
+        wrist, front = np.zeros((3, 20, 16), np.uint8), np.zeros((20, 16, 3), np.uint8)
+        wrist[1, 7, 2], front[7, 2, 1] = 10 * self.place, 20
+        return super().seen(action) | {"wrist": wrist, "front": front}
+
+
+class Squinting(Seen):
+    observation_space = Dict(Seen.observation_space.spaces | {"front": Box(0, 255, (20, 20, 3), np.uint8)})
+
+
+class Dazzled(Seen):
+    def seen(self, action):
+        return super().seen(action) | {"front": np.zeros((20, 16, 3))}
 
 
 class Brief(Valve):
@@ -93,7 +114,7 @@ class Needy(Valve):
         self.size = size
 
 
-for kind in (Valve, Silent, Switch, Seen, Brief, Restless, Old, Missing, Needy):
+for kind in (Valve, Silent, Switch, Blind, Seen, Squinting, Dazzled, Brief, Restless, Old, Missing, Needy):
     gym.register(f"{kind.__name__}-v0", f"valves:{kind.__name__}", max_episode_steps=7)
 gym.register("Endless-v0", "valves:Valve")
 """
@@ -120,6 +141,44 @@ def test_what_it_observes_does_and_says() -> None:
     steps = [env.step(torch.zeros(3, 1, 2)) for _ in range(6)]
     assert [out.done[0].item() for out in steps] == [False] * 5 + [True]
     assert not steps[-1].terminated[0]
+
+
+@pytest.mark.usefixtures("valves")
+def test_pictures_are_shown_beside_the_vectors() -> None:
+    task = get_task("gym/valves:Seen-v0")
+    assert (task.obs_size, task.shapes) == (3, {"rgb": (6, 20, 16)})
+    env = make_vector(task, 2, context=2, workers=0)
+    for window, other in ((env.reset(4), 0), (env.step(torch.zeros(2, 1, 2)).window, 5)):
+        seen: Any = window
+        assert seen["state"][:, -1].tolist() == [
+            [other, other / 5, 4],
+            [other, other / 5, 5],
+        ]
+        assert seen["rgb"].shape == (2, 2, 6, 20, 16)
+        assert seen["rgb"].dtype == torch.uint8
+        shown = seen["rgb"][:, -1, :, 7, 2]
+        assert shown.tolist() == [[0, 40, 0, 0, 20, 0], [0, 50, 0, 0, 20, 0]]
+        assert seen["rgb"][:, -1].sum() == shown.sum()
+    assert make_env("gym/valves:Seen-v0").reset(seed=4)[0]["rgb"].shape == (6, 20, 16)
+
+
+@pytest.mark.usefixtures("valves", "unreported")
+def test_a_task_with_pictures_is_refined_and_its_policy_acts(
+    make_config: Callable[..., RefineConfig], tmp_path: Path
+) -> None:
+    """The base sees the pictures and turns the valve by 0.4, or 0.6 where they show an odd place."""
+
+    def base(obs: dict[str, torch.Tensor]) -> torch.Tensor:
+        odd = (obs["rgb"][:, 1, 7, 2] // 10) % 2
+        return torch.stack([0.4 + 0.2 * odd, torch.zeros(len(odd))], dim=-1)
+
+    config = make_config("gym/valves:Seen-v0", total_steps=200, envs=2, replay_capacity=200)
+    refined = api.run(config, base, out=tmp_path / "run")
+    assert refined.summary["base_success"] == 0.5
+    env = make_env("gym/valves:Seen-v0")
+    obs, _ = env.reset(seed=3)
+    again = Refined.load(tmp_path / "run", policy=base)
+    np.testing.assert_allclose(again.act(obs), refined.act(obs), atol=1e-6)
 
 
 @pytest.mark.usefixtures("valves")
@@ -170,7 +229,9 @@ def test_what_is_no_name_of_a_task_is_told_how_to_be_one(name: Any, why: str) ->
         ("valves:Valve-v1", "MODULE:ID"),
         ("valves:Endless-v0", "max_episode_steps"),
         ("valves:Switch-v0", "a vector with bounds"),
-        ("valves:Seen-v0", "a dict of vectors"),
+        ("valves:Blind-v0", "pictures and no vector"),
+        ("valves:Squinting-v0", "several sizes"),
+        ("valves:Dazzled-v0", r"a reset has shape float64 \(6, 20, 16\), its observation space uint8 \(6, 20, 16\)"),
         ("valves:Silent-v0", "does not say whether it is solved"),
         ("valves:Restless-v0", "begins differently"),
         ("valves:Old-v0", "does not follow Gymnasium's interface.*TypeError"),

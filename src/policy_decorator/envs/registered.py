@@ -1,41 +1,96 @@
 """Anybody's environment, if it is registered with Gymnasium: "gym/MODULE:ID", or "gym/ID" where Gymnasium knows it.
 
 As in `gymnasium.make`, the module is imported, and registers it. What an environment needs to be a task: an observation
-that is a vector or a dict of vectors, a bounded continuous action, a time limit, and `info["success"]` or
-`info["is_success"]` at every step. Its rewards are not asked for.
+that is a vector, or a dict of vectors and of RGB pictures beside them, a bounded continuous action, a time limit, and
+`info["success"]` or `info["is_success"]` at every step. Its rewards are not asked for.
 """
 
+from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.wrappers import FlattenObservation, RescaleAction
+from gymnasium.wrappers import RescaleAction
 
 from policy_decorator.envs.rendering import use_renderer
-from policy_decorator.envs.task import Task
+from policy_decorator.envs.task import Images, Task, image_space
 from policy_decorator.errors import UserError
 
 PREFIX = "gym/"
 SUCCESS = ("success", "is_success")
 
 
-class SparseSuccess(gym.Wrapper[np.ndarray, np.ndarray, Any, Any]):
-    """float32 observations (Do,), actions (Da,) clipped to [-1, 1]; a bool `info["success"]`, also the reward."""
+class Layout:
+    """What is in observations of `space`, a vector or a dict of vectors and pictures, in its order.
+
+    Raises UserError: anything else; pictures that are not RGB, of several sizes, or without a vector beside them.
+    """
+
+    def __init__(self, space: gym.Space[Any], env_id: str = "The environment") -> None:
+        self.space = space
+        parts = space.spaces if isinstance(space, gym.spaces.Dict) else {"state": space}
+        self.pictures = {name: part for name, part in parts.items() if _is_picture(part)}
+        self.vectors = {name: part for name, part in parts.items() if name not in self.pictures}
+        if not all(isinstance(part, gym.spaces.Box) and len(part.shape) == 1 for part in self.vectors.values()):
+            raise UserError(
+                f"{env_id} has observations of {space}: a vector is needed, or a dict of vectors and of RGB pictures, "
+                "(H, W, 3) or (3, H, W) uint8."
+            )
+        sizes = {_chw(part.shape)[1:] for part in self.pictures.values() if part.shape}
+        if len(sizes) > 1:
+            raise UserError(f"{env_id} observes pictures of several sizes: let it show them all alike.")
+        if not self.vectors:
+            raise UserError(
+                f"{env_id} observes pictures and no vector: let it say what the robot knows of itself, too, such as "
+                "its joints, in a dict of both."
+            )
+        self.size = sum(gym.spaces.flatdim(part) for part in self.vectors.values())
+        self.height, self.width = sizes.pop() if sizes else (0, 0)
+
+    def seen(self, obs: Any) -> Any:
+        """(Do,) float32; with pictures a dict of that as `state`, and `rgb` (3 k, H, W) of all k of them."""
+        given = obs if isinstance(self.space, gym.spaces.Dict) else {"state": obs}
+        state = np.concatenate([np.asarray(given[name]) for name in self.vectors]).astype(np.float32)
+        if not self.pictures:
+            return state
+        rgb = [np.asarray(given[name]) for name in self.pictures]
+        rgb = [x if _chw(x.shape) == x.shape else x.transpose(2, 0, 1) for x in rgb]
+        return {"state": state, "rgb": np.concatenate(rgb)}
+
+    @property
+    def observation_space(self) -> gym.Space[Any]:
+        """Of what is `seen`."""
+        if self.pictures:
+            return image_space(self.size, len(self.pictures), self.height, self.width, depth=False)
+        return gym.spaces.Box(-np.inf, np.inf, (self.size,), np.float32)
+
+
+def _is_picture(space: gym.Space[Any]) -> bool:
+    """RGB; three rows of pixels would be one, too, but nobody looks at those."""
+    shape = space.shape or ()
+    return space.dtype == np.uint8 and len(shape) == 3 and 3 in (shape[0], shape[2])
+
+
+def _chw(shape: Sequence[int]) -> tuple[int, ...]:
+    """Of a picture as it is shown here."""
+    return tuple(shape) if shape[0] == 3 and shape[2] != 3 else (shape[2], *shape[:2])
+
+
+class SparseSuccess(gym.Wrapper[Any, np.ndarray, Any, Any]):
+    """Observations as `Layout` has them, actions (Da,) clipped to [-1, 1]; bool `info["success"]`, also the reward."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
-        super().__init__(RescaleAction(FlattenObservation(env), np.float32(-1), np.float32(1)))
-        size = gym.spaces.flatdim(env.observation_space)
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        super().__init__(RescaleAction(env, np.float32(-1), np.float32(1)))
+        self.layout = Layout(env.observation_space)
+        self.observation_space = self.layout.observation_space
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         obs, _ = self.env.reset(seed=seed, options=options)
-        return obs.astype(np.float32), {"success": False}
+        return self.layout.seen(obs), {"success": False}
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         obs, _, terminated, truncated, info = self.env.step(np.clip(action, -1, 1).astype(np.float32))
         told = [info[name] for name in SUCCESS if name in info]
         if not told:
@@ -44,7 +99,7 @@ class SparseSuccess(gym.Wrapper[np.ndarray, np.ndarray, Any, Any]):
                 "register one that wraps it and does."
             )
         success = bool(np.all(told[0]))
-        return obs.astype(np.float32), float(success), bool(terminated), bool(truncated), {"success": success}
+        return self.layout.seen(obs), float(success), bool(terminated), bool(truncated), {"success": success}
 
 
 def make_env(spec: EnvSpec, render_mode: str | None = None) -> SparseSuccess:
@@ -88,19 +143,20 @@ def _task(name: str, env: gym.Env[Any, Any]) -> Task:
         raise UserError(f"{env_id} has no time limit: register it with max_episode_steps.")
     if not isinstance(acted, gym.spaces.Box) or len(acted.shape) != 1 or not acted.is_bounded():
         raise UserError(f"{env_id} has actions of {acted}: a vector with bounds is needed.")
-    parts = observed.spaces.values() if isinstance(observed, gym.spaces.Dict) else [observed]
-    if not all(isinstance(part, gym.spaces.Box) and len(part.shape) == 1 for part in parts):
-        raise UserError(f"{env_id} has observations of {observed}: a vector, or a dict of vectors, is needed.")
+    layout, made = Layout(observed, env_id), partial(make_env, spec)
     _try(env_id, SparseSuccess(env))
+    sizes = {"height": layout.height, "width": layout.width, "depth": False, "state_size": layout.size}
+    shows = Images(tuple(layout.pictures), **sizes, make_env=made) if layout.pictures else None
     return Task(
         name,
-        gym.spaces.flatdim(observed),
+        layout.size,
         acted.shape[0],
         spec.max_episode_steps,
         float(env.metadata.get("render_fps") or 0),
         f"the environment says so ({' or '.join(SUCCESS)} in its info)",
         "recorded from a policy: pidec demos TASK --from-policy",
-        partial(make_env, spec),
+        made,
+        shows=shows,
         note=_mapped(acted),
         renders="rgb_array" in (env.metadata.get("render_modes") or ()),
     )
@@ -119,16 +175,27 @@ def _try(env_id: str, env: SparseSuccess) -> None:
             f"{env_id} does not follow Gymnasium's interface, reset(seed=...) -> (obs, info) and step(action) -> (obs, "
             f"reward, terminated, truncated, info): {_said(error)}. gymnasium.utils.env_checker.check_env says more."
         ) from error
-    size = env.observation_space.shape
     for obs, when in ((first, "a reset"), (second, "a step"), (again, "a reset")):
-        if obs.shape != size or not np.isfinite(obs).all():
-            problem = f"has shape {obs.shape}, its observation space {size}" if obs.shape != size else "is not finite"
-            raise UserError(f"The observation of {env_id} after {when} {problem}.")
-    if not np.allclose(first, again, rtol=0, atol=1e-4):
+        for name, space in _parts(env.observation_space).items():
+            part = _parts(obs)[name]
+            problem = "is not finite" if not np.isfinite(part).all() else ""
+            if (part.shape, part.dtype) != (space.shape, space.dtype):
+                found = f"{part.dtype} {part.shape}"
+                problem = f"has shape {found}, its observation space {space.dtype} {space.shape}"
+            if problem:
+                raise UserError(f"The observation of {env_id} after {when} {problem}.")
+    begun = (_parts(obs)["state"] for obs in (first, again))  # without pictures: renderers may differ in a pixel
+    if not np.allclose(*begun, rtol=0, atol=1e-4):
         raise UserError(
             f"{env_id} begins differently each time it is reset with the same seed: let its layout be drawn from "
             "self.np_random. Base and refined policy are compared on the same episodes."
         )
+
+
+def _parts(seen: Any) -> dict[str, Any]:
+    """State and pictures, of an observation or of its space."""
+    seen = getattr(seen, "spaces", seen)
+    return seen if isinstance(seen, dict) else {"state": seen}
 
 
 def _mapped(acted: gym.spaces.Box) -> str:
