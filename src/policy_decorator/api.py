@@ -152,9 +152,9 @@ def episodes_of(
 
 
 def make_env(task: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
-    """An environment of `task` as policies see it, with its time limit: a vector as observation, actions in [-1, 1].
+    """An environment of `task` as policies see it, with its time limit.
 
-    A refined policy acts in it as in its run: `action = refined.act(obs)`. Raises UserError: an unknown task.
+    Its observation is a vector, or a dict of `state` and pictures, its actions are in [-1, 1]. A refined policy acts in it as in its run: `action = refined.act(obs)`. Raises UserError: an unknown task.
     """
     made = get_task(task)
     return gym.wrappers.TimeLimit(made.make_env(render_mode), made.max_steps)
