@@ -40,7 +40,7 @@ def decorate(
     policy: Any,
     task: str,
     *,
-    bound: float | Literal["auto"] | None = None,
+    bound: float | Literal["auto", "tolerance"] | None = None,
     horizon: int | Literal["auto"] | None = None,
     total_steps: int | None = None,
     preset: str = "quick",
@@ -154,7 +154,8 @@ def episodes_of(
 def make_env(task: str, render_mode: str | None = None) -> gym.Env[Any, Any]:
     """An environment of `task` as policies see it, with its time limit.
 
-    Its observation is a vector, or a dict of `state` and pictures, its actions are in [-1, 1]. A refined policy acts in it as in its run: `action = refined.act(obs)`. Raises UserError: an unknown task.
+    Its observation is a vector, or a dict of `state` and pictures, its actions are in [-1, 1]. A refined policy acts in
+    it as in its run: `action = refined.act(obs)`. Raises UserError: an unknown task.
     """
     made = get_task(task)
     return gym.wrappers.TimeLimit(made.make_env(render_mode), made.max_steps)

@@ -14,6 +14,8 @@ from policy_decorator.types import Composition, Step, VectorEnv
 
 # Seeds of episodes that must not meet: what is trained on, selected on, reported on and imitated.
 TRAINING, VALIDATION, TEST, DEMOS = 0, 1_000_000_000, 2_000_000_000, 3_000_000_000
+PROBES = 1_500_000_000
+"""Of episodes by which a run settles how it learns, before it learns."""
 EPISODES_PER_SEED = 10_000_000
 SEEDS = (VALIDATION - TRAINING) // EPISODES_PER_SEED
 """Runs whose training episodes meet neither one another's nor those of evaluations: seeds 0 to 99."""

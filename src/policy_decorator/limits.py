@@ -39,11 +39,11 @@ def check_numbers(config: RefineConfig, spelled: Callable[[str], str] = str) -> 
     for names, rule, holds in rules:
         for name in names.split():
             value = values.get(name)
-            if value is None or value == "auto":
+            if value is None or value in ("auto", "tolerance"):
                 continue
             if not isinstance(value, int | float) or not (math.isfinite(value) and holds(value)):
                 raise UserError(f"{spelled(name)} must be {rule}, got {value}.")
-    if values.get("bound") not in (None, "auto") and values["bound"] > LARGEST_BOUND:
+    if values.get("bound") not in (None, "auto", "tolerance") and values["bound"] > LARGEST_BOUND:
         raise UserError(
             f"{spelled('bound')} must be at most {LARGEST_BOUND}, got {values['bound']}: actions lie in [-1, 1], and a "
             "correction of 2 leads from any of them to any other."

@@ -17,11 +17,13 @@ from policy_decorator.config import RefineConfig
 from policy_decorator.decorator import DecoratedPolicy
 from policy_decorator.demonstrate import demonstrate
 from policy_decorator.demos.dataset import Demonstrations
+from policy_decorator.disk import read_json
 from policy_decorator.envs import get_task
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError, lookup
 from policy_decorator.evaluation import (
     EPISODES_PER_SEED,
+    PROBES,
     TEST,
     TRAINING,
     VALIDATION,
@@ -41,10 +43,14 @@ from policy_decorator.methods.finetuned import FineTuned, trained
 from policy_decorator.progress import Display, Silent
 from policy_decorator.refined import Refined
 from policy_decorator.rl.scale import ProgressiveScale
+from policy_decorator.rl.tolerance import BATCHES, EPISODES, Batch, Disturbed, tolerance
 from policy_decorator.runlog import CHECKPOINT, RunFolder
 from policy_decorator.statistics import paired_gain, wilson
 from policy_decorator.train import train
 from policy_decorator.types import Transition, VectorEnv
+
+TOLERANCE = "tolerance.json"
+"""In a run folder: how `bound = tolerance` was found."""
 
 
 class Refinement:
@@ -67,7 +73,7 @@ class Refinement:
         self.place = place_of(cfg)
         self.chunk = chunk_of(self.base)
         self.hash_before = parameters_of(base)
-        self.demo_base_queries = 0
+        self.demo_base_queries = self.eval_env_steps = 0
         if cfg.tune_cpu:
             machine.use_cpu_well(self.device)
         if isinstance(cfg.threads, int):
@@ -88,7 +94,6 @@ class Refinement:
                 torch.set_num_threads(machine.fastest_threads(self._update_of_a_copy()))
             self._opened = opened.pop_all()
         self.best = Best()
-        self.eval_env_steps = 0
         self.used_before: dict[str, bool] = {}
 
     def _vector(self, n: int) -> VectorEnv:
@@ -120,7 +125,29 @@ class Refinement:
             **self.wanted,
             obs_statistics=statistics,
             demonstrated=demonstrated,
+            tolerance=self._tolerance,
         )
+
+    def _tolerance(self, hold: int) -> float:
+        """Measured in episodes of their own, or as a run that goes on has it."""
+        known = self.folder and self.folder.path / TOLERANCE
+        if known and known.exists():
+            return float(read_json(known)["tolerance"])
+        each = max(EPISODES, min(self.cfg.envs, self.cfg.eval_episodes))
+        with self.display.stage("measuring what noise the base bears", BATCHES * each) as update:
+
+            def play(k: int, amplitude: float) -> Batch:
+                noisy = Disturbed(self.base, amplitude, hold)
+                result = run_episodes(self.eval_env, noisy, each, PROBES + k * each)
+                self.eval_env_steps += result.simulated_steps
+                update((k + 1) * each)
+                return Batch(amplitude, int(result.success.sum()), each)
+
+            found, batches = tolerance(play)
+        if self.folder is not None:
+            tried = [batch._asdict() for batch in batches]
+            self.folder.atomic_json(TOLERANCE, {"tolerance": found, "hold": hold, "batches": tried})
+        return found
 
     def _check_answer(self) -> None:
         """Refuse a wrong answer before hours are spent on it, and see whether the same question has the same answer."""

@@ -20,7 +20,7 @@ class Entry:
     preset: str = "quick"
     method: str = "policy-decorator"
     total_steps: int | None = None
-    bound: float | Literal["auto"] | None = None
+    bound: float | Literal["auto", "tolerance"] | None = None
     horizon: int | Literal["auto"] | None = None
     learn: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the method's Config."""

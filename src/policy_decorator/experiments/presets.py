@@ -172,7 +172,7 @@ def settings(
     *,
     kind: str = "",
     method: str = RefineConfig.method,
-    bound: float | Literal["auto"] | None = None,
+    bound: float | Literal["auto", "tolerance"] | None = None,
     horizon: int | Literal["auto"] | None = None,
     total_steps: int | None = None,
 ) -> RefineConfig:

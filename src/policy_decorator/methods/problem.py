@@ -22,6 +22,10 @@ from policy_decorator.rollout import Collector
 from policy_decorator.types import Transition, VectorEnv
 
 
+def _not_measured(hold: int) -> float:
+    raise UserError("bound = tolerance is measured in episodes of the task, and here are none: give a number.")
+
+
 @dataclass(frozen=True)
 class Problem:
     """A task with a frozen base policy."""
@@ -52,6 +56,8 @@ class Problem:
 
     demonstrated: Demonstrated | None = None
     """The demonstrations with the base's answers, for methods that learn from them."""
+    tolerance: Callable[[int], float] = _not_measured
+    """Plays episodes of the base, with noise held for so many decisions, until it knows `rl.tolerance`'s number."""
 
     @property
     def action_size(self) -> int:
