@@ -197,14 +197,23 @@ def _decorated(label: str, base: str, *, sees: bool = False) -> Entry:
     return Entry(base, label, preset="fast", total_steps=25_000, train={"eval_every": 5_000}, run=run, learn=learn)
 
 
-INTRODUCED_ON = ((PEG, 30_000), ("metaworld/assembly", 30_000), ("adroit/door", 60_000), ("adroit/pen", 60_000))
+INTRODUCED_ON = (
+    (PEG, 30_000),
+    ("metaworld/assembly", 30_000),
+    ("adroit/door", 60_000),
+    ("adroit/pen", 60_000),
+    ("maniskill/stack-cube", 30_000),
+)
 """Tasks and environment steps."""
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "by chance": {"introduced_by": "chance"},
     "by scale": {"introduced_by": "scale"},
     "by scale, twice the bound": {"introduced_by": "scale", "bound_share": 1.4},
+    "by chance, tolerance": {"bound": "tolerance"},
+    "by scale, tolerance": {"introduced_by": "scale", "bound": "tolerance"},
 }
-"""What epsilon is: the probability with which the residual speaks, or its scale. All else is as `fast` has it."""
+"""What epsilon is: the probability with which the residual speaks, or its scale; and whose bound is not from the
+demonstrations, but what noise the base bears. All else is as `fast` has it."""
 INTRODUCED_BY = tuple(
     replace(_entry(task, label, learn=learn), total_steps=steps)
     for task, steps in INTRODUCED_ON
