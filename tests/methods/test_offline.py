@@ -308,9 +308,9 @@ def test_what_is_learned_offline_is_evaluated_and_may_be_kept(
     refinement.learn_offline()
     rates = [line["eval/offline"] for line in _lines(tmp_path / "run") if "eval/offline" in line]
     assert len(rates) == 1
-    assert refinement.best["success"] == rates[0]
-    assert refinement.best["step"] == 0
-    kept, actor = refinement.best["actor"], refinement.run.learner.actor.state_dict()
+    assert refinement.best.success == rates[0]
+    assert refinement.best.step == 0
+    kept, actor = refinement.best.actor, refinement.run.learner.actor.state_dict()
     assert all(torch.equal(x, kept[name]) for name, x in actor.items())
     refinement.learn_offline()
     assert [line for line in _lines(tmp_path / "run") if "eval/offline" in line][1:] == []
