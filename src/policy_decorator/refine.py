@@ -410,7 +410,7 @@ class Refinement:
 
 def _alike(answer: Tensor | None, before: Tensor | None) -> bool:
     """Whether these may be answers of one policy to one question; None: nobody can tell."""
-    return answer is None or before is None or torch.allclose(answer, before, rtol=0, atol=1e-3)
+    return answer is None or before is None or torch.allclose(answer, before.cpu(), rtol=0, atol=1e-3)
 
 
 def refine(

@@ -4,7 +4,7 @@
     provenance.json  code, versions, machine, argv   checkpoints/     written by the trainer
     metrics.jsonl    one JSON object a line          videos/          side-by-side films, paths, posters
     episodes.jsonl   outcome of every evaluation     report.html/png  written by `reports`
-    tensorboard/     the metrics, over env_steps
+    tensorboard/     the metrics, over env_steps     tolerance.json   how `bound = tolerance` was found
 
 Whole files are replaced in one move and lines are appended whole, so a reader never meets half of one.
 """
