@@ -17,13 +17,11 @@ from policy_decorator.config import RefineConfig
 from policy_decorator.decorator import DecoratedPolicy
 from policy_decorator.demonstrate import demonstrate
 from policy_decorator.demos.dataset import Demonstrations
-from policy_decorator.disk import read_json
 from policy_decorator.envs import get_task
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError, lookup
 from policy_decorator.evaluation import (
     EPISODES_PER_SEED,
-    PROBES,
     TEST,
     TRAINING,
     VALIDATION,
@@ -40,17 +38,14 @@ from policy_decorator.memory import AnyPolicy, ask, session
 from policy_decorator.methods import METHODS, Problem
 from policy_decorator.methods.alone import Nobody
 from policy_decorator.methods.finetuned import FineTuned, trained
+from policy_decorator.probes import tolerance_of
 from policy_decorator.progress import Display, Silent
 from policy_decorator.refined import Refined
 from policy_decorator.rl.scale import ProgressiveScale
-from policy_decorator.rl.tolerance import BATCHES, EPISODES, Batch, Disturbed, tolerance
 from policy_decorator.runlog import CHECKPOINT, RunFolder
 from policy_decorator.statistics import paired_gain, wilson
 from policy_decorator.train import train
 from policy_decorator.types import Transition, VectorEnv
-
-TOLERANCE = "tolerance.json"
-"""In a run folder: how `bound = tolerance` was found."""
 
 
 class Refinement:
@@ -129,24 +124,9 @@ class Refinement:
         )
 
     def _tolerance(self, hold: int) -> float:
-        """Measured in episodes of their own, or as a run that goes on has it."""
-        known = self.folder and self.folder.path / TOLERANCE
-        if known and known.exists():
-            return float(read_json(known)["tolerance"])
-        each = max(EPISODES, min(self.cfg.envs, self.cfg.eval_episodes))
-        with self.display.stage("measuring what noise the base bears", BATCHES * each) as update:
-
-            def play(k: int, amplitude: float) -> Batch:
-                noisy = Disturbed(self.base, amplitude, hold)
-                result = run_episodes(self.eval_env, noisy, each, PROBES + k * each)
-                self.eval_env_steps += result.simulated_steps
-                update((k + 1) * each)
-                return Batch(amplitude, int(result.success.sum()), each)
-
-            found, batches = tolerance(play)
-        if self.folder is not None:
-            tried = [batch._asdict() for batch in batches]
-            self.folder.atomic_json(TOLERANCE, {"tolerance": found, "hold": hold, "batches": tried})
+        rows = min(self.cfg.envs, self.cfg.eval_episodes)
+        found, steps = tolerance_of(self.base, self.eval_env, rows, hold, self.folder, self.display)
+        self.eval_env_steps += steps
         return found
 
     def _check_answer(self) -> None:

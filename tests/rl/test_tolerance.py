@@ -12,7 +12,7 @@ import torch
 from interrupted import Interrupted
 from torch import Tensor, nn
 
-from policy_decorator import api, refine
+from policy_decorator import api, probes
 from policy_decorator.bench.methods import sample_run
 from policy_decorator.config import RefineConfig
 from policy_decorator.errors import UserError
@@ -109,7 +109,7 @@ def test_a_run_that_goes_on_does_not_measure_again(
     def never(play: Any) -> Any:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(refine, "tolerance", never)
+    monkeypatch.setattr(probes, "tolerance", never)
     again = api.run(cfg, noisy, out=tmp_path / "run", resume=True)
     told = [{k: v for k, v in x.summary.items() if k != "wall_seconds"} for x in (whole, again)]
     assert told[0] == told[1]
