@@ -140,9 +140,9 @@ DIFFUSION_TRAINING = ImitateConfig(
     steps=8_000, batch_size=256, lr=1e-3, schedule="cosine", weight_decay=1e-6, ema=0.995
 )
 SQUARE = BaseConfig(
-    "robosuite/square", episodes=100, noise=0.1, policy="diffusion", net=SMALL_DIFFUSION, training=DIFFUSION_TRAINING
+    "robosuite/square", episodes=30, noise=0.1, policy="diffusion", net=SMALL_DIFFUSION, training=DIFFUSION_TRAINING
 )
-TRANSPORT = replace(SQUARE, task="robosuite/transport", net={**SMALL_DIFFUSION, "horizon": 8, "chunk": 8})
+TRANSPORT = replace(SQUARE, task="robosuite/transport", episodes=100, net={**SMALL_DIFFUSION, "horizon": 8, "chunk": 8})
 VINN_EPISODES = 100
 """At most: for every answer it searches through all frames."""
 OTHER_KINDS: Mapping[str, Mapping[str, Any]] = {
