@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack, closing
 from typing import Any, cast
 
@@ -34,11 +34,11 @@ from policy_decorator.evaluation import (
 )
 from policy_decorator.handover import Best, as_base
 from policy_decorator.hardware import compiles, device_of, name_of, place_of, used, uses_cuda_graphs, workers_of
-from policy_decorator.memory import AnyPolicy, ask, session
+from policy_decorator.memory import AnyPolicy
 from policy_decorator.methods import METHODS, Problem
 from policy_decorator.methods.alone import Nobody
 from policy_decorator.methods.finetuned import FineTuned, trained
-from policy_decorator.probes import tolerance_of
+from policy_decorator.probes import alike, first_answer, tolerance_of, update_of_a_copy
 from policy_decorator.progress import Display, Silent
 from policy_decorator.refined import Refined
 from policy_decorator.rl.scale import ProgressiveScale
@@ -78,7 +78,7 @@ class Refinement:
             self.eval_env = opened.enter_context(closing(self._vector(min(cfg.envs, cfg.eval_episodes))))
             if self.task.note:
                 self.display.say(self.task.note)
-            self._check_answer()
+            self._ask_once()
             env = opened.enter_context(closing(self._vector(cfg.envs)))
             self.run = method.build(cfg.learn, self._problem(env, demos))
             self.updates = [self.run.update, self.run.offline and self.run.offline.update]
@@ -86,7 +86,9 @@ class Refinement:
             if isinstance(self.run.policy, FineTuned):
                 self.display.say(f"Of the {cfg.method} actor's {trained(self._residual)}")
             if cfg.threads == "auto" and self.device.type == "cpu":
-                torch.set_num_threads(machine.fastest_threads(self._update_of_a_copy()))
+                torch.set_num_threads(
+                    machine.fastest_threads(update_of_a_copy(self.run, self.cfg.learn.sac.batch_size))
+                )
             self._opened = opened.pop_all()
         self.best = Best()
         self.used_before: dict[str, bool] = {}
@@ -129,42 +131,12 @@ class Refinement:
         self.eval_env_steps += steps
         return found
 
-    def _check_answer(self) -> None:
-        """Refuse a wrong answer before hours are spent on it, and see whether the same question has the same answer."""
+    def _ask_once(self) -> None:
         with randomness.forked():
-            window = self.eval_env.reset(VALIDATION)
-            answer, again = (ask(session(self.base), window) for _ in range(2))
-        wanted = (len(window), self.chunk, self.task.action_size)
-        if not isinstance(answer, Tensor):
-            raise UserError(f"The base policy answers with a {type(answer).__name__}: `act` must give a torch tensor.")
-        if tuple(answer.shape) != wanted:
-            raise UserError(
-                f"The base policy answers with shape {tuple(answer.shape)}, {self.task.name} needs {wanted}."
-            )
-        if not answer.isfinite().all():
-            raise UserError("The base policy's first action is not finite: look at its observation statistics.")
-        self.base_deterministic = torch.allclose(answer, again, rtol=0, atol=1e-5)
+            self.base_deterministic, answer = first_answer(self.base, self.eval_env, self.task, self.chunk)
         self.first_answer = answer.cpu() if self.base_deterministic else None
         if not self.base_deterministic:
             self.display.say("The base policy is stochastic: asked the same twice, it answers differently.")
-
-    def _update_of_a_copy(self) -> Callable[[], object]:
-        """An update like those of this run, which leaves no trace in it."""
-        learner, c = copy.deepcopy(self.run.learner), self.run.collector
-        n, offline = self.cfg.learn.sac.batch_size, self.run.offline
-        obs, action = (x[torch.zeros(n, dtype=torch.long)] for x in (c.seen(c.window), c.action))
-        flat = torch.zeros(n, device=self.device)
-        batch = Transition(obs, action, action, flat, flat, flat + 1, obs, action)
-        batch = batch if self.run.shaped is None else self.run.shaped(batch)
-        if offline is not None:
-            with torch.random.fork_rng():
-                batch = offline.data.sample(n)
-
-        def update() -> None:
-            with torch.random.fork_rng():
-                learner.update(batch)
-
-        return update
 
     # ---- evaluation -------------------------------------------------------------------------------------------
 
@@ -309,7 +281,7 @@ class Refinement:
         """Go on from `state`; the folder is rewound when nothing speaks against it any more. Raises UserError."""
         if state.get("base_parameters") not in (None, self.hash_before):
             raise UserError("The base policy has other parameters than the one this run was begun with: give that one.")
-        if self.hash_before is None and not _alike(self.first_answer, state.get("first_answer")):
+        if self.hash_before is None and not alike(self.first_answer, state.get("first_answer")):
             raise UserError("The base policy answers otherwise than the one this run was begun with: give that one.")
         snapshot.restore(self.run, state)
         if not snapshot.remembers(state):
@@ -386,11 +358,6 @@ class Refinement:
     def close(self) -> None:
         """The environments; safe to call twice."""
         self._opened.close()
-
-
-def _alike(answer: Tensor | None, before: Tensor | None) -> bool:
-    """Whether these may be answers of one policy to one question; None: nobody can tell."""
-    return answer is None or before is None or torch.allclose(answer, before.cpu(), rtol=0, atol=1e-3)
 
 
 def refine(
