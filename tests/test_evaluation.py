@@ -69,6 +69,25 @@ def test_steps_of_surplus_episodes_are_counted_as_simulated(steady: nn.Module) -
         assert played.simulated_steps > played.env_steps.sum()
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_environments_without_an_episode_rest(workers: int) -> None:
+    policy: Any = BiasedController()  # noisy: rows that rest must not change what the others draw
+    going_on = run_episodes(Reach(7), policy, 23, 100)
+    env = SimulatorVector(TASKS["toy/reach-gym"], 7, workers=workers)
+    resting = run_episodes(env, policy, 23, 100)
+    assert resting.success.tolist() == going_on.success.tolist()
+    assert resting.simulated_steps == resting.env_steps.sum() == going_on.env_steps.sum() < going_on.simulated_steps
+    few = run_episodes(env, policy, 2, 100)  # five of seven never begin
+    assert few.simulated_steps == few.env_steps.sum()
+
+    env.reset(100)  # as training does
+    for _ in range(MAX_STEPS * 5):
+        out = env.step(torch.zeros(7, 1, 2))
+        assert out.env_steps.tolist() == [1] * 7
+    assert env.next_seed > 123
+    env.close()
+
+
 def test_two_calls_draw_the_same_noise_and_leave_the_stream_of_training_alone() -> None:
     env, before = Reach(7), torch.get_rng_state()
     first = run_episodes(env, BiasedController(), 60, 5)

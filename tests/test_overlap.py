@@ -41,7 +41,7 @@ class Happened:
     updates: int = 0
     cfg: SACConfig = field(default_factory=lambda: SACConfig(batch_size=4))
 
-    def reset(self, seed: int) -> Tensor:
+    def reset(self, seed: int, episodes: int | None = None) -> Tensor:
         return self.env.reset(seed)
 
     def step(self, action: Tensor) -> Step:

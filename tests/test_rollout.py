@@ -25,7 +25,7 @@ class Scripted:
     def __init__(self, n: int) -> None:
         self.n, self.actions = n, list[Tensor]()
 
-    def reset(self, seed: int) -> Tensor:
+    def reset(self, seed: int, episodes: int | None = None) -> Tensor:
         self.seeds, self.next_seed = seed + torch.arange(self.n), seed + self.n
         self.t = torch.zeros(self.n)
         return self._window()

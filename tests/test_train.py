@@ -231,7 +231,7 @@ class Match:
     def __init__(self, n: int) -> None:
         self.n = n
 
-    def reset(self, seed: int) -> Tensor:
+    def reset(self, seed: int, episodes: int | None = None) -> Tensor:
         self.seeds, self.next_seed = seed + torch.arange(self.n), seed + self.n
         return self._window()
 

@@ -58,7 +58,7 @@ def run_episodes(
         while not finished.all():
             first = int(finished.argmin())  # 0, or where waves are played the number of those before
             randomness.seed_all(seed + first)
-            window = env.reset(seed + first)
+            window = env.reset(seed + first, episodes - first)
             last = min(first + len(window), episodes) if getattr(env, "drawn_at_reset", False) else episodes
             policy.reset(rows := torch.arange(len(window)))
             while not finished[first:last].all():
@@ -66,7 +66,7 @@ def run_episodes(
                 policy.reset(rows[out.done])
                 simulated += int(out.env_steps.sum())
                 index, window = (out.episode - seed).cpu().numpy(), out.window
-                ours = index < last  # environments go on to episodes nobody asked for
+                ours = index < last  # environments may go on to episodes nobody asked for
                 steps[index[ours]] += out.env_steps.cpu().numpy()[ours]
                 ended = ours & out.done.cpu().numpy()
                 success[index[ours]] |= out.success.cpu().numpy()[ours]
@@ -138,9 +138,9 @@ class Recorded:
     def drawn_at_reset(self) -> bool:
         return getattr(self.env, "drawn_at_reset", False)
 
-    def reset(self, seed: int) -> Tensor:
+    def reset(self, seed: int, episodes: int | None = None) -> Tensor:
         self.trajectories = {k: played for k, played in self.trajectories.items() if k < seed}
-        self._window = self.env.reset(seed)
+        self._window = self.env.reset(seed, episodes)
         return self._window
 
     def step(self, action: Tensor) -> Step:

@@ -40,10 +40,11 @@ class VectorEnv(Protocol):
     """B environments that reset themselves; after `reset(seed)` the k-th episode to start is seeded `seed + k`.
 
     Those in which the seed decides only how the first B episodes begin, and of later ones also what happened before,
-    say so by an attribute `drawn_at_reset`, True.
+    say so by an attribute `drawn_at_reset`, True. Where a reset says how many `episodes` are wanted, as evaluation
+    does, environments left without one may rest: they take no steps and are never done.
     """
 
-    def reset(self, seed: int) -> Tensor: ...
+    def reset(self, seed: int, episodes: int | None = None) -> Tensor: ...
     def step(self, action: Tensor) -> Step: ...
     def state(self) -> dict[str, Tensor]: ...  # with "next_seed", the next episode's
     def restore(self, state: dict[str, Tensor]) -> None: ...

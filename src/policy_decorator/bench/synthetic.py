@@ -53,7 +53,7 @@ class SyntheticVector:
         self.t = self.begin  # (B,) steps into its episode
         self.no, self.ones = torch.zeros(n, dtype=torch.bool), torch.ones(n, dtype=torch.long)
 
-    def reset(self, seed: int) -> Tensor:
+    def reset(self, seed: int, episodes: int | None = None) -> Tensor:
         self.t = self.begin
         return self.table[0]
 

@@ -28,7 +28,7 @@ class Reach:
     def __init__(self, n: int, *, max_steps: int = MAX_STEPS, device: str | torch.device = "cpu") -> None:
         self.n, self.max_steps, self.device = n, max_steps, torch.device(device)
 
-    def reset(self, seed: int) -> Tensor:
+    def reset(self, seed: int, episodes: int | None = None) -> Tensor:
         self.seeds = seed + torch.arange(self.n, device=self.device)
         self.next_seed = self.seeds[-1] + 1
         self.pos, self.goal = _layout(self.seeds)

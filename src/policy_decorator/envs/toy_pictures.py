@@ -42,8 +42,10 @@ class SeenReach:
         self.inner = Reach(n, max_steps=MAX_STEPS if max_steps is None else max_steps, device=device)
         self.numbers = FrameNumbers(n)
 
-    def reset(self, seed: int) -> Tensor:
-        return self._seen(self.inner.reset(seed), torch.ones(self.inner.n, dtype=torch.bool), self.inner.seeds)
+    def reset(self, seed: int, episodes: int | None = None) -> Tensor:
+        return self._seen(
+            self.inner.reset(seed, episodes), torch.ones(self.inner.n, dtype=torch.bool), self.inner.seeds
+        )
 
     def step(self, action: Tensor) -> Step:
         before = self.inner.seeds

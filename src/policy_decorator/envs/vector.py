@@ -33,7 +33,8 @@ class DecisionEnv(gym.Wrapper[Any, Any, Any, Any]):
     The episode ends at the first success (terminated) unless `task.ends_at_success` is False, at a failure that the
     simulator declares (terminated), or after `task.max_steps` environment steps or where the simulator says that time
     is up (truncated); the rest of the chunk is then dropped. `info["success"]` tells whether any step of the decision
-    was a success. At reset all To slots hold the first frame.
+    was a success. At reset all To slots hold the first frame. An episode whose seed is `options["until"]` or above is
+    not wanted: no steps are taken in it.
     """
 
     def __init__(self, env: gym.Env[Any, Any], task: Task, context: int, chunk: int) -> None:
@@ -44,10 +45,14 @@ class DecisionEnv(gym.Wrapper[Any, Any, Any, Any]):
         self.observation_space = batch_space(self.frame_space, context)
         self.action_space = gym.spaces.Box(-np.inf, np.inf, (chunk, task.action_size), np.float32)
         self.frames: deque[Any] = deque(maxlen=context)
-        self.steps = 0
+        self.steps, self.rests = 0, False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """`options["replay"]` may map an episode's seed to the chunks (L, Ta, Da) with which to bring it back."""
+        until = (options or {}).get("until")
+        self.rests = until is not None and seed is not None and seed >= until
+        if self.rests and self.frames:
+            return self._window(), {}
         obs, _ = self.env.reset(seed=seed)
         self.steps = 0
         self.frames.extend([deepcopy(obs)] * self.context)
@@ -65,6 +70,8 @@ class DecisionEnv(gym.Wrapper[Any, Any, Any, Any]):
         return self.frames.maxlen or 1
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self.rests:
+            return self._window(), 0.0, False, False, {"success": False, "env_steps": 0}
         before, success, terminated, over = self.steps, False, False, False
         for a in np.clip(action, -1.0, 1.0):
             obs, _, terminated, over, info = self.env.step(a)
@@ -104,11 +111,12 @@ class SimulatorVector:
         self.envs = Workers(makers, workers) if workers else Here(makers)
         self.seeds = np.arange(n)
         self.next_seed = n
+        self.until: int | None = None
         self.executed: list[list[np.ndarray]] = [[] for _ in range(n)]  # chunks since reset, to bring an episode back
         self.numbers = FrameNumbers(n)
 
-    def reset(self, seed: int) -> Tensor:
-        self.next_seed = seed
+    def reset(self, seed: int, episodes: int | None = None) -> Tensor:
+        self.next_seed, self.until = seed, None if episodes is None else seed + episodes
         everywhere = np.ones(self.n, dtype=bool)
         return self._tensor(self._start(everywhere), everywhere)
 
@@ -153,7 +161,7 @@ class SimulatorVector:
             self.next_seed += int(rows.sum())
         for i in np.flatnonzero(rows):
             self.executed[i] = [] if replay is None else list(replay[int(self.seeds[i])])
-        options = {"reset_mask": rows, "replay": replay or {}}
+        options = {"reset_mask": rows, "replay": replay or {}, "until": self.until}
         window, _ = self.envs.reset(seed=[int(s) for s in self.seeds], options=options)
         return window
 
@@ -165,6 +173,7 @@ class SimulatorVector:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         self.seeds, self.next_seed = state["seeds"].cpu().numpy().copy(), int(state["next_seed"])
+        self.until = None
         self.numbers.restore(state)
         chunks = [state.get(f"executed_{i}") for i in range(self.n)]
         replay = {int(s): () if c is None else c.cpu().numpy() for s, c in zip(self.seeds, chunks, strict=True)}

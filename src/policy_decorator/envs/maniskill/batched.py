@@ -47,7 +47,7 @@ class BatchedSimulation:
 
         self.numbers = FrameNumbers(n)
 
-    def reset(self, seed: int) -> Tensor:
+    def reset(self, seed: int, episodes: int | None = None) -> Tensor:
         self.reset_seed = seed
         self.seeds = torch.arange(seed, seed + self.n)  # on the CPU, as the facts of a step
         self.next_seed = seed + self.n
