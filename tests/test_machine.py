@@ -1,30 +1,39 @@
 """Faster settings of the process change the time of the arithmetic and not its result."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from policy_decorator import machine
 
 
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    with machine.as_it_was():
+        yield
+
+
 def test_products_stay_exact() -> None:
-    before = torch.get_float32_matmul_precision()
-    try:
+    machine.use_cpu_well(torch.device("cpu"))
+    a, b = torch.randn(2, 300, 300, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close((a @ b).double(), a.double() @ b.double(), rtol=0, atol=1e-3)
+
+
+def test_subnormal_numbers_count_as_zero_until_the_run_is_over() -> None:
+    assert not machine.flushes_subnormals()
+    with machine.as_it_was():
         machine.use_cpu_well(torch.device("cpu"))
-        a, b = torch.randn(2, 300, 300, generator=torch.Generator().manual_seed(3))
-        torch.testing.assert_close((a @ b).double(), a.double() @ b.double(), rtol=0, atol=1e-3)
-    finally:
-        torch.set_float32_matmul_precision(before)
+        assert machine.flushes_subnormals()
+        assert (torch.full((100,), 1e-30) * 1e-12).count_nonzero() == 0
+    assert (torch.full((100,), 1e-30) * 1e-12).count_nonzero() == 100
 
 
 @pytest.mark.parametrize(("before", "after"), [("highest", "highest"), ("high", "high"), ("medium", "highest")])
 def test_a_gpus_products_are_left_as_exact_as_they_were(before: str, after: str) -> None:
-    found = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision(before)
-        machine.use_cpu_well(torch.device("cuda"))
-        assert torch.get_float32_matmul_precision() == after
-    finally:
-        torch.set_float32_matmul_precision(found)
+    torch.set_float32_matmul_precision(before)
+    machine.use_cpu_well(torch.device("cuda"))
+    assert torch.get_float32_matmul_precision() == after
 
 
 def test_the_setting_is_taken_back_where_products_would_lose_digits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,8 +135,8 @@ def test_the_process_is_as_it_was_before(fails: bool, make_config: MakeConfig, m
     def multiply() -> None:
         torch.set_float32_matmul_precision("medium")
 
-    def settings_now() -> tuple[int, str]:
-        return torch.get_num_threads(), torch.get_float32_matmul_precision()
+    def settings_now() -> tuple[int, str, bool]:
+        return torch.get_num_threads(), torch.get_float32_matmul_precision(), machine.flushes_subnormals()
 
     monkeypatch.setattr(machine, "multiply_with_onednn", multiply)
     before, inside = settings_now(), []
@@ -148,7 +148,7 @@ def test_the_process_is_as_it_was_before(fails: bool, make_config: MakeConfig, m
 
     with pytest.raises(UserError, match="not finite") if fails else nullcontext():
         refine(make_config(total_steps=160, threads=before[0] + 1), Watching(), force=True)
-    assert set(inside) == {(before[0] + 1, "medium")} != {before}
+    assert set(inside) == {(before[0] + 1, "medium", True)} != {before}
     assert settings_now() == before
 
 

@@ -63,6 +63,15 @@ def test_given_noise_decides_the_sample_and_fresh_noise_is_standard_normal() -> 
     assert not torch.equal(actor(seen)[1], log_prob)
 
 
+def test_several_samples_at_once_are_those_of_as_many_calls() -> None:
+    actor, seen, noise = TanhGaussian(3, (2, 2), NetConfig(width=8, depth=1)), torch.randn(5, 3), torch.randn(7, 5, 4)
+    sample, log_prob = actor(seen, noise)
+    assert (sample.shape, log_prob.shape) == ((7, 5, 2, 2), (7, 5))
+    for k in range(7):
+        for together, alone in zip((sample[k], log_prob[k]), actor(seen, noise[k]), strict=True):
+            torch.testing.assert_close(together, alone)
+
+
 def test_the_log_probability_stays_finite_where_tanh_saturates() -> None:
     actor = TanhGaussian(2, (1, 3), NetConfig(width=8, depth=1))
     with torch.no_grad():

@@ -56,6 +56,17 @@ def test_a_sample_is_the_offsets_and_without_noise_the_policys_action() -> None:
     torch.testing.assert_close(actor(seen, noise)[0][:, 0], wanted.clamp(-1, 1))
 
 
+def test_several_samples_at_once_are_those_of_as_many_calls_and_one_dropout() -> None:
+    actor, seen, noise = _actor(), torch.randn(5, 12), torch.randn(7, 5, 2)
+    sample, log_prob = actor(seen, noise)
+    assert (sample.shape, log_prob.shape) == ((7, 5, 1, 2), (7, 5))
+    for k in range(7):
+        for together, alone in zip((sample[k], log_prob[k]), actor(seen, noise[k]), strict=True):
+            torch.testing.assert_close(together, alone)
+    without_noise = _actor(dropout=0.5)(seen, torch.zeros(2, 5, 2))[0]
+    assert torch.equal(without_noise[0], without_noise[1])
+
+
 def test_densities_by_finite_differences_of_the_distribution() -> None:
     """P(tanh(u) in an interval) over its length, from the normal distribution's integral; in units of tanh(u)."""
     scales = {"action_scale": 2.0, "last_action_scale": 2.0}  # nothing is clipped

@@ -88,12 +88,18 @@ class Conservative(SAC):
     def _scaled(self, given: float | Literal["auto"]) -> float:
         return self.spread / ORIGINAL_SPREAD if given == "auto" else given
 
+    def samples(self, obs: Tensor, base: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """n of the actor's raw actions (n, B, Ta, Da) and their log-probabilities (n, B), of one forward pass."""
+        seen = self.composition.actor_input(obs, base)
+        noise = as_any(self.actor).fresh_noise(seen.repeat(n, 1)).unflatten(0, (n, -1))
+        return self.actor(seen, noise)
+
     @torch.no_grad()
     def goal(self, b: Transition) -> Tensor:
         """(B,): the best of `backup_samples` next actions is believed; no entropy is counted (released code)."""
-        n, seen = self.cql.backup_samples, self.composition.actor_input(b.next_obs, b.next_base)
-        raw, _ = self.actor(seen.repeat(n, 1))
-        action = self.composition.critic_action(b.next_base.repeat(n, 1, 1), raw)
+        n = self.cql.backup_samples
+        raw, _ = self.samples(b.next_obs, b.next_base, n)
+        action = self.composition.critic_action(b.next_base.repeat(n, 1, 1), raw.flatten(0, 1))
         value = smallest(self.target(b.next_obs.repeat(n, 1), action), self.cfg.critic_subset).view(n, -1)
         return bootstrapped(b, self.cfg.gamma, value.max(dim=0).values)
 
@@ -104,9 +110,8 @@ class Conservative(SAC):
         uniform = torch.rand(n, *b.raw.shape, device=b.raw.device) * 2 - 1
         kinds = [(uniform, torch.full((n, size), -self.action_size * math.log(2), device=b.raw.device))]
         for obs, base in ((b.obs, b.base), (b.next_obs, b.next_base)):
-            raw, log_prob = self.actor(self.composition.actor_input(obs, base).repeat(n, 1))
-            log_density = log_prob + getattr(self.actor, "log_volume", 0.0)
-            kinds.append((raw.unflatten(0, (n, size)), log_density.view(n, size)))
+            raw, log_prob = self.samples(obs, base, n)
+            kinds.append((raw, log_prob + getattr(self.actor, "log_volume", 0.0)))
         raw, log_density = zip(*kinds, strict=True)
         return torch.cat(raw), torch.cat(log_density)
 
@@ -139,9 +144,9 @@ class Conservative(SAC):
         return metrics | ({"q/reference": as_any(b).reference.mean()} if self.calibrated else {})
 
 
-def as_any(b: Transition) -> Any:
-    """A batch that may have more columns than a `Transition`."""
-    return b
+def as_any(x: Any) -> Any:
+    """A batch that may have more columns than a `Transition`; an actor whose noise is given."""
+    return x
 
 
 def sharing(learner: SAC, other: SAC) -> None:

@@ -111,7 +111,10 @@ class TanhGaussian(nn.Module):
         return mean, low + 0.5 * (high - low) * (torch.tanh(x) + 1)
 
     def forward(self, seen: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, *) -> a sample (B, Ta, Da) and its log-probability (B,); `noise` (B, Ta * Da) is fresh unless given."""
+        """(B, *) -> a sample (B, Ta, Da) and its log-probability (B,).
+
+        `noise` (B, Ta * Da) is fresh unless given; of (N, B, Ta * Da) there are N samples (N, B, Ta, Da).
+        """
         mean, log_std = self.gaussian(seen)
         noise = self.fresh_noise(seen) if noise is None else noise
         u = mean + log_std.exp() * noise

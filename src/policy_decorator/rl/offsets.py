@@ -37,13 +37,16 @@ class OffsetActor(Adapted):
         nn.init.constant_(self.spread.bias, math.atanh(2 * (math.log(std) - self.low) / (self.high - self.low) - 1))
 
     def forward(self, seen: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, To * Do) -> a sample (B, 1, Da) in [-1, 1], and its log-density (B,) before clipping."""
+        """(B, To * Do) -> a sample (B, 1, Da) in [-1, 1], and its log-density (B,) before clipping.
+
+        Noise (B, Da) is fresh unless given; of (N, B, Da) there are N samples (N, B, 1, Da), and one dropout for all.
+        """
         features = self.policy.features(unflattened(seen, self.obs_size), dropout=True)  # (B, G)
         centre, offset = self.policy.choice(features)
         log_std = self.low + 0.5 * (self.high - self.low) * (torch.tanh(self.spread(features)) + 1)
         noise = self.fresh_noise(seen) if noise is None else noise
         u = offset + log_std.exp() * noise
-        return self.policy.action(centre, u).clamp(-1, 1).unsqueeze(1), squashed_density(u, noise, log_std)
+        return self.policy.action(centre, u).clamp(-1, 1).unsqueeze(-2), squashed_density(u, noise, log_std)
 
     @property
     def log_volume(self) -> Tensor | float:
