@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of mallopt, <malloc.h>
@@ -28,7 +29,7 @@ def use_cpu_well(device: torch.device) -> None:
     keep_freed_memory()
     if device.type == "cpu":
         multiply_with_onednn()
-        torch.set_flush_denormal(True)
+        flush_subnormals()
     elif torch.get_float32_matmul_precision() == ONEDNN:
         torch.set_float32_matmul_precision("highest")
 
@@ -47,14 +48,21 @@ def as_it_was() -> Iterator[None]:
 
 
 def flushes_subnormals() -> bool:
-    """Whether this thread takes numbers below 1e-38, which cost a processor many times as much as others, for 0.
+    """Whether this thread takes numbers too small for a float32 with all its digits, below 1e-38, for 0."""
+    tiny = torch.finfo(torch.float32).tiny
+    return (torch.tensor(tiny) / 2).item() == 0
+
+
+def flush_subnormals() -> None:
+    """Take them for 0, as they cost a processor many times as much as others.
 
     They are not rare: moments of Adam fade away, and where a policy is sure, its densities underflow in the gradients
     of Cal-QL, of whose update on the base they took more than half. Threads of torch do as the thread that started
     them: those that were there before keep to what it did then.
     """
-    tiny = torch.finfo(torch.float32).tiny
-    return (torch.tensor(tiny) / 2).item() == 0
+    np.finfo(np.float32)  # which NumPy measures once, and afterwards it would warn of what it finds
+    np.finfo(np.float64)
+    torch.set_flush_denormal(True)
 
 
 def keep_freed_memory() -> bool:
