@@ -1,6 +1,6 @@
-"""What every test shares: one thread, a fixed seed, reproducible property tests, and small policies and settings."""
+"""What every test shares: one thread, a fixed seed, a process as it was before, small policies and settings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
-from policy_decorator import api
+from policy_decorator import api, machine
 from policy_decorator.config import RefineConfig
 from policy_decorator.errors import MissingExtra
 from policy_decorator.methods.policy_decorator import Config
@@ -25,8 +25,10 @@ settings.load_profile("here")
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _seeded() -> Iterator[None]:
     torch.manual_seed(0)
+    with machine.as_it_was():
+        yield
 
 
 @pytest.fixture

@@ -1,17 +1,9 @@
 """Faster settings of the process change the time of the arithmetic and not its result."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from policy_decorator import machine
-
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    with machine.as_it_was():
-        yield
 
 
 def test_products_stay_exact() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from policy_decorator import machine
 from policy_decorator.base_policies.bet import BehaviorTransformer, BeTConfig
 from policy_decorator.base_policies.imitate import Evaluate, ImitateConfig, Imitator, imitate
 from policy_decorator.base_policies.mlp import MLPConfig, MLPPolicy
@@ -131,6 +132,19 @@ def test_the_same_seed_gives_the_same_policy_however_often_it_is_evaluated() -> 
     first = train(seed=1, eval_every=2)
     assert torch.equal(first, train(seed=1, eval_every=3))
     assert not torch.equal(first, train(seed=2, eval_every=2))
+
+
+def test_subnormal_numbers_are_zero_in_training_only() -> None:
+    torch.set_flush_denormal(False)
+    inside: list[bool] = []
+
+    def evaluate(policy: Imitator, step: int) -> float:
+        inside.append(machine.flushes_subnormals())
+        return 0.0
+
+    imitate(MLPPolicy(MLPConfig(), 3, 2), linear_demonstrations(), ImitateConfig(steps=2), evaluate=evaluate)
+    assert inside == [True]
+    assert not machine.flushes_subnormals()
 
 
 def test_every_evaluation_meets_the_same_randomness() -> None:

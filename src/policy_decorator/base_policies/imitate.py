@@ -128,6 +128,7 @@ Evaluate = Callable[[Imitator, int], float]
 Progress = Callable[[int, int, dict[str, float]], None]
 
 
+@machine.as_it_was()
 def imitate(
     policy: Imitator,
     demos: "Demonstrations",
@@ -145,7 +146,7 @@ def imitate(
     `evaluate(policy, step)` answers with a success rate every `eval_every` steps and after the last; of equal
     rates the later step is kept, as it has trained for longer. `progress(step, steps, row)` sees each row of
     the history. The same policy parameters, demonstrations, config and device give the same result, and the
-    caller's random state is left as it was.
+    caller's random state, and what `machine.use_cpu_well` sets, are left as they were.
 
     `task` says how actions go on behind an episode's end; it is the one that the demonstrations name. Every
     `save_every` steps all that the training needs to go on is written to `checkpoint`; with `resume` it goes on from
