@@ -455,6 +455,28 @@ def test_episodes_of_fixed_length(make_config: MakeConfig, tmp_path: Path) -> No
     assert any(any(line["success"]) for line in lines)
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_success_may_end_the_value_of_own_and_demonstrated_episodes(ends: bool, make_config: MakeConfig) -> None:
+    config = make_config("toy/reach-gym", ends_at_success=False)
+    learn = replace(config.learn, reward_shift=0.0, demo_share=0.5, success_ends_value=ends)
+    session = Refinement(replace(config, learn=learn), BiasedController(0.0), None, _demonstrations())
+    for _ in range(30):
+        session.run.replay.add(session.run.collector.decide(lambda seen: torch.zeros(len(seen), 1, 2))[0])
+    batch = session.run.data.sample(400)
+    own, shown = batch.reward[:200], batch.reward[200:]
+    assert own.sum() > 0
+    assert torch.equal(batch.terminated == 1, (batch.reward > 0) & ends)
+    assert (shown.sum() > 0) == ends  # what comes after its last step, where success is, is known only if nothing does
+
+
+def test_where_episodes_end_at_success_nothing_is_behind_it_anyway(make_config: MakeConfig) -> None:
+    config, summaries = make_config(total_steps=200), list[dict[str, Any]]()
+    for ends in (False, True):
+        run, _ = refine(replace(config, learn=replace(config.learn, success_ends_value=ends)), BiasedController())
+        summaries.append({k: v for k, v in run.summary.items() if k != "wall_seconds"})
+    assert summaries[0] == summaries[1]
+
+
 def test_action_chunks_and_windows_from_end_to_end(make_config: MakeConfig) -> None:
     class Chunks:
         context, chunk = 3, 2

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from policy_decorator.decorator import ProgressiveExploration, Residual
 from policy_decorator.envs.toy import TASKS
 from policy_decorator.envs.vector import SimulatorVector
+from policy_decorator.rl.replay import NStep
 from policy_decorator.rl.sac import SAC, SACConfig
 from policy_decorator.rollout import Collector
+from policy_decorator.stepping import returns_end
 from policy_decorator.types import Step, Transition
 
 
@@ -125,6 +127,44 @@ def test_reward_shift(shift: float) -> None:
     collector, *_ = _collector(3, reward_shift=shift)
     rewards = torch.stack([collector.decide(_half)[0].reward for _ in range(2)])
     torch.testing.assert_close(rewards, torch.tensor([[shift] * 3, [1 + shift, shift, shift]]))
+
+
+class Lasting(Scripted):
+    """Episodes of four decisions, at the goal from the second on."""
+
+    def step(self, action: Tensor) -> Step:
+        out = super().step(action)
+        at = out.final_window[:, -1, 1]
+        never = torch.zeros(self.n, dtype=torch.bool)
+        return out._replace(success=at >= 2, terminated=never)
+
+
+@pytest.mark.parametrize(
+    ("ends", "steps", "returns", "terminated"),
+    [
+        (False, [3, 3, 2, 1], [0 + 0.5 + 0.25, 1 + 0.5 + 0.25, 1 + 0.5, 1], [0, 0, 0, 0]),
+        (True, [2, 1, 1, 1], [0 + 0.5, 1, 1, 1], [1, 1, 1, 1]),
+    ],
+)
+def test_success_may_end_the_value_where_the_episode_goes_on(
+    ends: bool, steps: list[int], returns: list[float], terminated: list[int]
+) -> None:
+    env = Lasting(1)
+    env.reset = lambda seed, episodes=None: Scripted.reset(env, 2)  # of four decisions
+    collector = Collector(
+        env, Tickets(), Residual(0.2), ProgressiveExploration(0), reward_shift=0.0, success_ends_value=ends
+    )
+    intake, rows = NStep(3, 0.5), list[Transition]()
+    for k in range(4):
+        transition, step = collector.decide(_half)
+        assert bool(step.done) == (k == 3)  # the episode itself does not care
+        complete = intake.push(transition, returns_end(step, ends))
+        rows += [] if complete is None else [complete]
+    kept = Transition(*(torch.cat(xs) for xs in zip(*rows, strict=True)))
+    in_order = kept.obs[:, 1].argsort()
+    assert kept.decisions[in_order].tolist() == steps
+    assert kept.reward[in_order].tolist() == returns
+    assert kept.terminated[in_order].tolist() == terminated
 
 
 def test_counts() -> None:

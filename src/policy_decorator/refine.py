@@ -103,9 +103,10 @@ class Refinement:
             obs = torch.from_numpy(demos.observations)
             statistics = (obs.mean(0), obs.std(0))
             if self.cfg.learn.uses_demonstrations:
+                ends = self.cfg.ends_at_success or self.cfg.learn.success_ends_value
                 nobody = Nobody((self.chunk, self.task.action_size), self.base.context)
                 asked = self.base if self.cfg.learn.asks_about_demonstrations else nobody
-                demonstrated = demonstrate(demos, asked, self.device, self.cfg.ends_at_success)
+                demonstrated = demonstrate(demos, asked, self.device, ends)
                 self.demo_base_queries = demonstrated.base_queries
         most = self.cfg.train.total_steps + self.cfg.envs
         return Problem(

@@ -28,6 +28,7 @@ class Collector:
     reward_shift: float = -1.0  # reward is success - 1: -1 per failing decision, 0 at success
     seed: int = 0
     sees: Literal["newest", "window"] = "newest"  # of the frames; a window is flattened, oldest first
+    success_ends_value: bool = False  # also where the episode goes on
 
     def __post_init__(self) -> None:
         self.step = self.decisions = self.base_queries = self.episodes = 0
@@ -81,6 +82,7 @@ class Collector:
         self.step += int(out.env_steps.sum())
         self.decisions += len(base)
         self.episodes += int(out.done.sum())
-        reward, ends = success.float() + self.reward_shift, terminated.float()  # behind a time-out there is a value
+        reward = success.float() + self.reward_shift
+        ends = (terminated | success if self.success_ends_value else terminated).float()  # a time-out ends no value
         last, ones = self.seen(out.final_window), torch.ones_like(reward)
         return Transition(obs, raw, base, reward, ends, ones, last, next_base), out

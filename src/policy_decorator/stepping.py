@@ -29,3 +29,8 @@ def send(env: VectorEnv, action: Tensor) -> Callable[[], Step]:
 def chosen(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """`a` in the rows (B,) bool that say so, else `b`; both (B, ...), tensors or TensorDicts."""
     return torch.where(rows.view(-1, *(1,) * (a.ndim - 1)), a, b)
+
+
+def returns_end(step: Step, success_ends_value: bool) -> Tensor:
+    """(B,) bool, on the CPU: where no reward of a later decision counts for those before it."""
+    return step.done | step.success if success_ends_value else step.done

@@ -8,6 +8,7 @@ from torch import Tensor
 from policy_decorator.methods.problem import Run
 from policy_decorator.rhythm import crosses, due
 from policy_decorator.rl.exploration import uniform_like
+from policy_decorator.stepping import returns_end
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def train(
                 run.learn(due(min(most - cfg.steps_per_round, before), cfg.warmup_steps, cfg.updates_per_step))
             transition, step = finish()
             run.monitor.observe(transition, step)
-            complete = run.intake.push(transition, step.done)
+            complete = run.intake.push(transition, returns_end(step, collector.success_ends_value))
             if complete is not None:
                 run.replay.add(complete)
         if not cfg.overlap or collector.step >= cfg.total_steps:

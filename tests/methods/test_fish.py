@@ -184,6 +184,8 @@ def test_what_it_cannot(small: Any, steady: Any, monkeypatch: pytest.MonkeyPatch
         Config(compared=0)
     with pytest.raises(UserError, match="fish learns with sac or td3"):
         Config(learner="ppo")
+    with pytest.raises(UserError, match="leave out success_ends_value"):
+        Config(success_ends_value=True)
     monkeypatch.setitem(__import__("sys").modules, "ot", None)
     with pytest.raises(MissingExtra, match="transport"):
         METHODS["fish"].build(settings, replace(problem, demonstrated=_shown()))

@@ -158,6 +158,7 @@ def test_what_it_cannot(small: Any, steady: Any) -> None:
         METHODS["rot"].build(settings, replace(problem, shapes={"rgb": (3, 8, 8)}))
     contradictions: list[tuple[dict[str, Any], str]] = [
         ({"learner": "td3"}, "rot learns with sac"),
+        ({"success_ends_value": True}, "leave out success_ends_value"),
         ({"trunk": 0}, "trunk and compared must be at least 1"),
         ({"begin_std": 0.0}, "begin_std must be above 0"),
     ]

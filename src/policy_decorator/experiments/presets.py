@@ -98,6 +98,7 @@ def _quick(task: str, kind: str) -> RefineConfig:
             noise_hold=8,
             n_step=10,
             reward_shift=0.0,
+            success_ends_value=True,
             demo_share=0.25,
             nets=NetConfig(depth=2, critic_layer_norm=True, log_std_min=-5.0),
             sac=SACConfig(

@@ -104,8 +104,8 @@ def from_scratch(method: str, cfg: OffPolicyConfig, p: Problem) -> Run:
 
 def collector_alone(cfg: OffPolicyConfig, p: Problem, sees: Literal["newest", "window"] = "newest") -> Collector:
     """Steps the environments with the actor's actions only."""
-    nobody = Nobody(p.chunk, p.base.context)
-    return Collector(p.env, nobody, Takeover(), ProgressiveExploration(0), cfg.reward_shift, p.seed, sees)
+    nobody, always, ends = Nobody(p.chunk, p.base.context), ProgressiveExploration(0), cfg.success_ends_value
+    return Collector(p.env, nobody, Takeover(), always, cfg.reward_shift, p.seed, sees, ends)
 
 
 def refuse_pictures(method: str, p: Problem) -> None:

@@ -11,9 +11,8 @@ DIPO's), nor what acts before the first update (here the actor). Learning rate, 
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from policy_decorator.decorator import ProgressiveExploration
 from policy_decorator.errors import UserError
-from policy_decorator.methods.alone import Nobody, Takeover, refuse_pictures
+from policy_decorator.methods.alone import Takeover, collector_alone, refuse_pictures
 from policy_decorator.methods.finetuned import FineTuned, diffusion_of
 from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, assemble, uncompiled
 from policy_decorator.methods.problem import Problem, Run
@@ -22,7 +21,6 @@ from policy_decorator.rl.lora import LoRAConfig
 from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.settings import SACConfig
 from policy_decorator.rl.windows import NewestCritics
-from policy_decorator.rollout import Collector
 
 GRADIENT_NORM = 2.0
 """At which policy and critics are clipped (DIPO's code)."""
@@ -64,15 +62,13 @@ def build(cfg: Config, p: Problem) -> Run:
     if cfg.standardize_obs and p.obs_statistics is not None:
         critics.standardize.set(*p.obs_statistics)
     learner: Any = DIPO(actor, critics.to(p.device), cfg.sac, cfg.dipo)
-    composition, nobody = Takeover(), Nobody(p.chunk, p.base.context)
-    gate = ProgressiveExploration(0)
     run = assemble(
         cfg,
         uncompiled(p),  # it writes into the replay
-        collector=Collector(p.env, nobody, composition, gate, cfg.reward_shift, p.seed, sees="window"),
+        collector=collector_alone(cfg, p, sees="window"),
         learner=learner,
         explores=actor,
-        policy=FineTuned(p.base, actor, composition),
+        policy=FineTuned(p.base, actor, Takeover()),
         monitor=Monitor(),
     )
     learner.memory = run.replay

@@ -35,7 +35,7 @@ from policy_decorator.rl.transport import TransportReward, episodes_of, needs_po
 class Config(ResidualConfig):
     """Settings of FISH. `reward_shift` is of success, which is not rewarded."""
 
-    OWN = ("actor_sees", "critic_sees", "bound", *DEMO_SHARE)
+    OWN = ("actor_sees", "critic_sees", "bound", "success_ends_value", *DEMO_SHARE)
 
     actor_sees: Literal["obs", "obs+base"] = "obs+base"
     """Input of the offset; FISH shows it the base's action."""
@@ -53,8 +53,8 @@ class Config(ResidualConfig):
         super().__post_init__()
         if self.compared < 1:
             raise UserError("compared must be at least 1: an episode is compared with demonstrations.")
-        if self.learner == "ppo":
-            raise UserError("fish learns with sac or td3.")
+        if self.learner == "ppo" or self.success_ends_value:
+            raise UserError("fish learns with sac or td3, from whole episodes: leave out success_ends_value.")
 
     @classmethod
     def taking(cls, **common: Any) -> Self:

@@ -33,7 +33,7 @@ from policy_decorator.types import Transition
 class Config(OffPolicyConfig):
     """Settings of GAIL; the paper names none. `reward_shift` is of success, which is not looked at."""
 
-    OWN = ("discriminator", "discriminator_every", *DEMO_SHARE)
+    OWN = ("success_ends_value", "discriminator", "discriminator_every", *DEMO_SHARE)
 
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     """Settings of D."""

@@ -159,7 +159,9 @@ def build(cfg: Config, p: Problem) -> Run:
     run = assemble(
         cfg,
         replace(p, demonstrated=own_actions(p.demonstrated)),
-        collector=Collector(p.env, p.base, composition, curriculum, cfg.reward_shift, p.seed),
+        collector=Collector(
+            p.env, p.base, composition, curriculum, cfg.reward_shift, p.seed, success_ends_value=cfg.success_ends_value
+        ),
         learner=learner,
         explores=explores,
         policy=JumpStarted(p.base, actor, composition),

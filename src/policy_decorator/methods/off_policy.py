@@ -47,6 +47,8 @@ class OffPolicyConfig:
     """Decisions per return (1 in the paper)."""
     reward_shift: float = -1.0
     """Added to success (0 or 1): -1 as in the released code."""
+    success_ends_value: bool = False
+    """Nothing behind a success counts, also where episodes go on (not in the paper): values are as where they end."""
     demo_share: float = 0.0
     """Share of every batch that comes from the demonstrations, where there are any (0 in the paper)."""
     demo_share_end: float | None = None

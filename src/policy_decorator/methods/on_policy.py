@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
+from policy_decorator.decorator import DecoratedPolicy, Residual
 from policy_decorator.errors import UserError
-from policy_decorator.methods.alone import Nobody, Takeover, refuse_pictures
+from policy_decorator.methods.alone import Takeover, collector_alone, refuse_pictures
 from policy_decorator.methods.finetuned import FineTuned
 from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig
 from policy_decorator.methods.problem import Problem, Run
@@ -29,7 +29,7 @@ INITIAL_STD = 0.5
 class OnPolicyConfig(OffPolicyConfig):
     """Settings of methods that know PPO only. Those of a replay are there, and must be left as they are."""
 
-    OWN = ("learner", "reward_shift", "sac", "ppo", "n_step", "noise_hold", *DEMO_SHARE)
+    OWN = ("learner", "reward_shift", "success_ends_value", "sac", "ppo", "n_step", "noise_hold", *DEMO_SHARE)
 
     reward_shift: float = 0.0
     """Added to success (0 or 1)."""
@@ -70,7 +70,9 @@ def build(cfg: "ResidualConfig", p: Problem, residual: Residual, gate: Gate, mon
             net.standardize.set(*p.obs_statistics)
     replay = Replay(0)
     return OnPolicyRun(
-        collector=Collector(p.env, p.base, residual, gate, cfg.reward_shift, p.seed),
+        collector=Collector(
+            p.env, p.base, residual, gate, cfg.reward_shift, p.seed, success_ends_value=cfg.success_ends_value
+        ),
         learner=PPO(actor, value, residual, cfg.sac, cfg.ppo),
         explorer=Explorer(actor),
         replay=replay,
@@ -100,15 +102,14 @@ def tuning(
     cfg: OnPolicyConfig, p: Problem, learner: PPO | DPPO, explores: Sampler, intake: Rollouts, tuned: Actor
 ) -> Run:
     """The run of a base policy that is tuned, `tuned`, and acts alone: by `explores` in training."""
-    replay, composition, nobody = Replay(0), Takeover(), Nobody(p.chunk, p.base.context)
-    always = ProgressiveExploration(0)
+    replay = Replay(0)
     return OnPolicyRun(
-        collector=Collector(p.env, nobody, composition, always, cfg.reward_shift, p.seed, sees="window"),
+        collector=collector_alone(cfg, p, sees="window"),
         learner=learner,
         explorer=Explorer(explores),
         replay=replay,
         intake=intake,
         data=replay,
         monitor=Monitor(),
-        policy=FineTuned(p.base, tuned, composition),
+        policy=FineTuned(p.base, tuned, Takeover()),
     )

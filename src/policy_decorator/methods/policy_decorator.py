@@ -107,7 +107,8 @@ def build(cfg: Config, p: Problem) -> Run:
     explores, composition = through(eye, *exploring)
     schedule = _schedule(cfg, p, monitor)
     gate = ProgressiveScale(schedule, actor) if cfg.introduced_by == "scale" else schedule
-    collector = Collector(p.env, p.base, composition, gate, cfg.reward_shift, p.seed)
+    ends = cfg.success_ends_value
+    collector = Collector(p.env, p.base, composition, gate, cfg.reward_shift, p.seed, success_ends_value=ends)
     policy = DecoratedPolicy(p.base, *through(eye, *acting))
     parts = {"collector": collector, "learner": learner, "explores": explores, "policy": policy}
     return assemble(cfg, p, **parts, monitor=monitor, bound=bound, eye=eye)

@@ -39,7 +39,7 @@ from policy_decorator.rollout import Collector
 class Config(OffPolicyConfig):
     """Settings of ROT. `reward_shift` is of success, which is not rewarded."""
 
-    OWN = DEMO_SHARE
+    OWN = ("success_ends_value", *DEMO_SHARE)
 
     imitation_weight: float = 0.03
     """w, weight of the demonstrations' log-density (ROT's code)."""
@@ -58,8 +58,8 @@ class Config(OffPolicyConfig):
             raise UserError("imitation_batch, trunk and compared must be at least 1.")
         if self.begin_std <= 0 or self.imitation_weight < 0:
             raise UserError("begin_std must be above 0 and imitation_weight at least 0.")
-        if self.learner != "sac":
-            raise UserError("rot learns with sac.")
+        if self.learner != "sac" or self.success_ends_value:
+            raise UserError("rot learns with sac, from whole episodes: leave out success_ends_value.")
 
     @property
     def uses_demonstrations(self) -> bool:

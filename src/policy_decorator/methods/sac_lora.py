@@ -100,6 +100,7 @@ def build(cfg: Config, p: Problem) -> Run:
             cfg.reward_shift,
             p.seed,
             sees="window",
+            success_ends_value=cfg.success_ends_value,
         ),
         learner=OffsetSAC(actor, _critics(cfg, p, base), composition, p.action_size, cfg.sac, **how),
         explores=actor,
