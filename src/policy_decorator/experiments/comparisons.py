@@ -120,7 +120,8 @@ def _with_and_without_end(task: str) -> tuple[Entry, ...]:
     """Figs. 13 and 14: episodes end at success, or are of a fixed length.
 
     They last hundreds of steps. So Policy Decorator's H does not wait for measured success, and its gamma looks 500
-    steps ahead (DPPO's: 1,000 chunks); its batches hold no demonstrations, as DPPO's do not. On Square its authors have an alpha of 0.05 (issue 3 of their repository), a third of what `auto` is.
+    steps ahead (DPPO's: 1,000 chunks); its batches hold no demonstrations, as DPPO's do not. On Square its authors have
+    an alpha of 0.05 (issue 3 of their repository), a third of what `auto` is.
     """
     fixed = {**SLOW, "ends_at_success": False}
 
