@@ -10,7 +10,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 from policy_decorator.decorator import DecoratedPolicy, ProgressiveExploration, Residual
-from policy_decorator.envs.toy import BiasedController, Reach
+from policy_decorator.envs.toy import TASKS, BiasedController, Reach
+from policy_decorator.envs.vector import SimulatorVector
 from policy_decorator.evaluation import run_episodes
 from policy_decorator.methods import METHODS, Problem, Run
 from policy_decorator.methods.policy_decorator import Config
@@ -220,6 +221,19 @@ def test_evaluation_does_not_touch_training(small: Config, noisy: nn.Module) -> 
     assert torch.equal(one["rng"], two["rng"])
     for name in ("actor", "critic", "target"):
         assert all(torch.equal(x, two["learner"][name][key]) for key, x in one["learner"][name].items())
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_no_return_reaches_beyond_a_success_that_ends_the_value(ends: bool, small: Config) -> None:
+    env = SimulatorVector(replace(TASKS["toy/reach-gym"], ends_at_success=False), 4)
+    cfg = replace(small, reward_shift=0.0, n_step=3, success_ends_value=ends, base_only_warmup=True)
+    run = METHODS["policy-decorator"].build(cfg, Problem(env, BiasedController(0.0), 4, (1, 2), 5000, 100))
+    train(TrainConfig(total_steps=200, warmup_steps=100), run, _nothing, _nothing, _nothing)
+    kept: Any = run.replay.data
+    succeeded = kept.reward[: run.replay.size] > 0
+    assert succeeded.sum() > 40
+    assert (kept.reward.max() <= 1) == ends
+    assert torch.equal(kept.terminated[: run.replay.size] == 1, succeeded & ends)
 
 
 # ---- it learns ------------------------------------------------------------------------------------------------
