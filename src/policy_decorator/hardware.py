@@ -13,7 +13,7 @@ from policy_decorator.envs.vector import simulated_on
 from policy_decorator.errors import UserError
 from policy_decorator.progress import Display
 from policy_decorator.rl.captured import Captured
-from policy_decorator.rl.compiled import WORTH_IT, Compiled, can_compile
+from policy_decorator.rl.compiled import WORTH_IT, WORTH_IT_TUNED, Compiled, can_compile
 
 
 def choose_device(name: str) -> torch.device:
@@ -87,7 +87,8 @@ def compiles(cfg: RefineConfig) -> bool:
     """`cfg.compile`, "auto" being on for long runs where torch can. UserError where it is to be on and torch cannot."""
     if cfg.compile == "on" and not can_compile():
         raise UserError(f"torch {torch.__version__} cannot compile updates: take a newer one, or leave out compile.")
-    worth_it = (cfg.train.total_steps - cfg.train.warmup_steps) * cfg.train.updates_per_step >= WORTH_IT
+    updates = (cfg.train.total_steps - cfg.train.warmup_steps) * cfg.train.updates_per_step
+    worth_it = updates >= (WORTH_IT_TUNED if cfg.learn.tunes_base else WORTH_IT)
     return cfg.compile == "on" or (cfg.compile == "auto" and worth_it and can_compile())
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from tuned import makes_faster, reaching
+from tuned import faster_by, reaching
 
 from policy_decorator.base_policies import build
 from policy_decorator.base_policies.bet import BeTConfig
@@ -79,10 +79,13 @@ def test_it_begins_as_the_base_and_leaves_that_alone(kind: str, small: Any) -> N
 
 
 @pytest.mark.parametrize("kind", ["mlp", "bet"])
-def test_updates_of_a_transformer_are_not_compiled(kind: str, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_updates_of_a_transformer_are_compiled_and_not_replayed(
+    kind: str, small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings, base, env = settings_of("rot", small), _base(kind), SimulatorVector(TASKS["toy/reach-gym"], 2, context=3)
     problem = Problem(env, base, 4, (1, 2), 100, 0, demonstrated=_shown())
-    assert makes_faster(partial(METHODS["rot"].build, settings), problem, monkeypatch) == {kind == "mlp"}
+    ways = {"compiled", "cuda_graphs"} if kind == "mlp" else {"compiled"}
+    assert faster_by(partial(METHODS["rot"].build, settings), problem, monkeypatch) == ways
 
 
 def test_a_behavior_transformer_answers_in_the_clusters_it_is_told() -> None:

@@ -102,6 +102,11 @@ class OffPolicyConfig:
         return self.demo_share > 0
 
     @property
+    def tunes_base(self) -> bool:
+        """Whether a network of the base's kind learns, of which an update takes several times as long."""
+        return False
+
+    @property
     def asks_about_demonstrations(self) -> bool:
         """Whether it needs to know what the base would have done in them: a correction is one of the base's action."""
         return False
@@ -175,12 +180,13 @@ def assemble(
 
 
 def uncompiled(p: Problem) -> Problem:
-    """The same, whose updates are neither compiled nor replayed from CUDA graphs.
-
-    For actors that draw in their network (a transformer's dropout, its choice of clusters), for updates in which Python
-    decides, and for those that write into the replay.
-    """
+    """The same, whose updates are neither compiled nor replayed: Python decides in them, or they write elsewhere."""
     return replace(p, compiled=False, cuda_graphs=False)
+
+
+def compiled_on_cpus(p: Problem) -> Problem:
+    """The same, for updates of a transformer, which draw dropout and clusters: on a GPU they are made as they are."""
+    return replace(p, compiled=p.compiled and p.device.type == "cpu", cuda_graphs=False)
 
 
 def update_of(p: Problem, learner: Updated) -> Captured | Compiled | None:

@@ -13,7 +13,7 @@ import torch
 from policy_decorator.errors import UserError
 from policy_decorator.methods.alone import Alone, Takeover, collector_alone, own_actions, refuse_pictures
 from policy_decorator.methods.finetuned import FineTuned
-from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, uncompiled, update_of, with_share
+from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, compiled_on_cpus, update_of, with_share
 from policy_decorator.methods.problem import Learner, Offline, Problem, Run
 from policy_decorator.rl.demonstrations import Demonstrated, Mixed, Pooled, as_source, transitions, windows_of
 from policy_decorator.rl.exploration import Explorer
@@ -67,6 +67,10 @@ class FromDemonstrations(OffPolicyConfig):
     @property
     def uses_demonstrations(self) -> bool:
         return True
+
+    @property
+    def tunes_base(self) -> bool:
+        return self.looks_at == "window"
 
     @property
     def looks_at(self) -> Literal["newest", "window"]:
@@ -160,7 +164,7 @@ def run_of(
     """
     collector, replay = collector_alone(cfg, p, cfg.looks_at), Replay(p.capacity, kind)
     if cfg.looks_at == "window":
-        p = uncompiled(p)  # a transformer's dropout draws as it goes
+        p = compiled_on_cpus(p)
     before = copy.copy(learner) if offline_learner is None else offline_learner  # the same parts, and its own count
     offline = None
     if cfg.offline_updates:

@@ -25,7 +25,7 @@ from policy_decorator.decorator import ProgressiveExploration
 from policy_decorator.errors import UserError
 from policy_decorator.methods.alone import Takeover, refuse_pictures
 from policy_decorator.methods.finetuned import FineTuned
-from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, assemble, uncompiled, with_share
+from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, assemble, compiled_on_cpus, with_share
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.demonstrations import as_source, transitions, windows_of
 from policy_decorator.rl.episodes import WholeEpisodes
@@ -65,6 +65,10 @@ class Config(OffPolicyConfig):
     def uses_demonstrations(self) -> bool:
         return True
 
+    @property
+    def tunes_base(self) -> bool:
+        return True
+
 
 def build(cfg: Config, p: Problem) -> Run:
     """Raises UserError: no demonstrations, a task with pictures, a base that cannot go on learning."""
@@ -73,7 +77,7 @@ def build(cfg: Config, p: Problem) -> Run:
     needs_pot()
     learning = _learning(p)
     if hasattr(learning, "choice"):  # a transformer's dropout and choice of clusters draw as it goes
-        p = uncompiled(p)
+        p = compiled_on_cpus(p)
     actor = WindowActor(learning, p.obs_size, p.chunk, cfg.begin_std).to(p.device)
     critics = TrunkCritics(p.obs_size, p.action_size, cfg.trunk, cfg.nets)
     if cfg.standardize_obs and p.obs_statistics is not None:

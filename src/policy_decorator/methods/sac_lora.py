@@ -21,7 +21,7 @@ from policy_decorator.decorator import ProgressiveExploration
 from policy_decorator.errors import UserError
 from policy_decorator.methods.alone import Nobody, Takeover, refuse_pictures
 from policy_decorator.methods.finetuned import INITIAL_STD, FineTuned, Opened, behavior_transformer_of
-from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, assemble, uncompiled
+from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, assemble, compiled_on_cpus, uncompiled
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.lora import LoRAConfig
 from policy_decorator.rl.monitor import Monitor
@@ -59,6 +59,10 @@ class Config(OffPolicyConfig):
         if min((self.critic_first, self.base_steps, *self.evaluate_after)) < 0:
             raise UserError("critic_first, base_steps and evaluate_after must be at least 0.")
 
+    @property
+    def tunes_base(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True)
 class BehindBase:
@@ -91,7 +95,7 @@ def build(cfg: Config, p: Problem) -> Run:
     how: dict[str, Any] = {"critic_first": cfg.critic_first, "entropy": cfg.entropy}
     run = assemble(
         cfg,
-        uncompiled(p),  # which loss is due is decided in Python
+        uncompiled(p) if cfg.critic_first else compiled_on_cpus(p),  # then Python decides which loss is due
         collector=Collector(
             p.env,
             p.base if first else Nobody(p.chunk, p.base.context),

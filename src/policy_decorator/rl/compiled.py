@@ -23,6 +23,8 @@ Step = Callable[[Transition, bool], Metrics]
 
 WORTH_IT = 10_000
 """Updates from which on compilation saves more time than it takes."""
+WORTH_IT_TUNED = 2_000
+"""The same where the base itself learns."""
 
 
 def can_compile() -> bool:

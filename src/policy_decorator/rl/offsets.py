@@ -79,7 +79,7 @@ class OffsetSAC(SAC):
 
     def step(self, b: Transition, with_actor: bool) -> dict[str, Tensor]:
         """As SAC's."""
-        resting = self.updates <= self.critic_first
+        resting = self.critic_first > 0 and self.updates <= self.critic_first
         metrics = super().step(b, with_actor and not resting)
         if with_actor and resting:
             with torch.no_grad():
