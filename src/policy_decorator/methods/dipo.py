@@ -64,7 +64,7 @@ def build(cfg: Config, p: Problem) -> Run:
     learner: Any = DIPO(actor, critics.to(p.device), cfg.sac, cfg.dipo)
     run = assemble(
         cfg,
-        uncompiled(p),  # it writes into the replay
+        uncompiled(p),
         collector=collector_alone(cfg, p, sees="window"),
         learner=learner,
         explores=actor,

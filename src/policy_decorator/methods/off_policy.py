@@ -180,7 +180,7 @@ def assemble(
 
 
 def uncompiled(p: Problem) -> Problem:
-    """The same, whose updates are neither compiled nor replayed: Python decides in them, or they write elsewhere."""
+    """The same, whose updates are neither compiled nor replayed: those that write into the replay."""
     return replace(p, compiled=False, cuda_graphs=False)
 
 

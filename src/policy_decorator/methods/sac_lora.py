@@ -21,7 +21,7 @@ from policy_decorator.decorator import ProgressiveExploration
 from policy_decorator.errors import UserError
 from policy_decorator.methods.alone import Nobody, Takeover, refuse_pictures
 from policy_decorator.methods.finetuned import INITIAL_STD, FineTuned, Opened, behavior_transformer_of
-from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, assemble, compiled_on_cpus, uncompiled
+from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, assemble, compiled_on_cpus
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.lora import LoRAConfig
 from policy_decorator.rl.monitor import Monitor
@@ -95,7 +95,7 @@ def build(cfg: Config, p: Problem) -> Run:
     how: dict[str, Any] = {"critic_first": cfg.critic_first, "entropy": cfg.entropy}
     run = assemble(
         cfg,
-        uncompiled(p) if cfg.critic_first else compiled_on_cpus(p),  # then Python decides which loss is due
+        compiled_on_cpus(p),
         collector=Collector(
             p.env,
             p.base if first else Nobody(p.chunk, p.base.context),

@@ -28,7 +28,11 @@ class Updating(ABC):
     def step(self, b: Transition, with_actor: bool) -> dict[str, Tensor]:
         """All of an update that is done with tensors."""
 
+    def begun(self) -> bool:
+        """Count one more update; whether the actor takes a step in it."""
+        self.updates += 1
+        return self.updates % self.cfg.actor_every == 0
+
     def update(self, b: Transition) -> dict[str, Tensor]:
         """One gradient step of each loss that is due."""
-        self.updates += 1
-        return self.step(b, self.updates % self.cfg.actor_every == 0)
+        return self.step(b, self.begun())

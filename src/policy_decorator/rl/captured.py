@@ -74,8 +74,7 @@ class Captured:
         if any(now is not then for now, then in zip(self._moments(), self.moments, strict=True)):
             self._forget()  # a snapshot was restored: graphs would go on with the optimisers' old moments
         batch = self._place(b)
-        self.learner.updates += 1
-        with_actor = self.learner.updates % self.learner.cfg.actor_every == 0
+        with_actor = self.learner.begun()
         if self.warmed[with_actor] < WARM_UP:
             self.warmed[with_actor] += 1
             return self.recorder.run(lambda: self.step(batch, with_actor))

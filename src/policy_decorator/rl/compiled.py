@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from policy_decorator.rl.sac import SACConfig
 from policy_decorator.types import Transition
 
 Metrics = dict[str, Tensor]
@@ -49,14 +48,11 @@ def plain(b: Transition) -> Transition:
 
 
 class Updated(Protocol):
-    """What learns: its optimisers are attributes of it, its actor takes a step at every `cfg.actor_every`th update."""
-
-    updates: int
+    """What learns: its optimisers are attributes of it, and Python decides in `begun` what an update is to be."""
 
     @property
     def actor(self) -> nn.Module: ...
-    @property
-    def cfg(self) -> SACConfig: ...
+    def begun(self) -> bool: ...
     def step(self, b: Transition, with_actor: bool) -> Metrics: ...
 
 
@@ -70,8 +66,7 @@ class Compiled:
         self.works: dict[bool, bool] = {}  # by whether the actor takes a step, once tried
 
     def __call__(self, b: Transition) -> Metrics:
-        self.learner.updates += 1
-        return self.step(b, self.learner.updates % self.learner.cfg.actor_every == 0)
+        return self.step(b, self.learner.begun())
 
     def step(self, b: Transition, with_actor: bool) -> Metrics:
         """As the learner's own."""

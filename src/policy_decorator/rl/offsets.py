@@ -73,15 +73,23 @@ class OffsetSAC(SAC):
     entropy: Literal["learned", "waits", "fixed"] = field(default="learned", kw_only=True)
     """The temperature: learned all the time, not before the actor learns, or never."""
 
+    resting: bool = field(default=False, init=False)
+    """Whether the update at hand is one of those. A compiler makes other graphs when it changes."""
+
+    def begun(self) -> bool:
+        """As SAC's."""
+        with_actor = super().begun()
+        self.resting = self.updates <= self.critic_first
+        return with_actor
+
     def temperature_loss(self, log_prob: Tensor) -> Tensor:
         """As SAC's; a fixed temperature has no gradient."""
         return super().temperature_loss(log_prob) * (self.entropy != "fixed")
 
     def step(self, b: Transition, with_actor: bool) -> dict[str, Tensor]:
         """As SAC's."""
-        resting = self.critic_first > 0 and self.updates <= self.critic_first
-        metrics = super().step(b, with_actor and not resting)
-        if with_actor and resting:
+        metrics = super().step(b, with_actor and not self.resting)
+        if with_actor and self.resting:
             with torch.no_grad():
                 log_prob = self.actor(self.composition.actor_input(b.obs, b.base))[1]
             if self.entropy == "learned":
