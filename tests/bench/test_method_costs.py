@@ -28,7 +28,7 @@ from policy_decorator.bench.parts import parts_of
 from policy_decorator.cli.listing import LISTS
 from policy_decorator.envs.adroit import HANDS
 from policy_decorator.errors import MissingExtra, UserError
-from policy_decorator.methods import METHODS
+from policy_decorator.methods import METHODS, off_policy
 from policy_decorator.methods.dppo import Config as DPPO
 from policy_decorator.methods.ppo_finetuning import Config as PPOFineTuning
 from policy_decorator.rl.episodes import WholeEpisodes
@@ -137,6 +137,26 @@ def test_an_offline_phase_has_costs_of_its_own() -> None:
     measured = costs("iql", SMALL, 0.1)
     assert measured.offline_update_ms is not None
     assert 0.1 < measured.offline_update_ms / measured.update_ms < 10  # the same update
+
+
+def test_the_time_of_a_compiler_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock: an update takes 0.02 s, a hundred more where its kind is compiled."""
+    clock = SimpleNamespace(now=0.0)
+
+    class Slow:
+        def __init__(self, learner: Any) -> None:
+            self.learner, self.known = learner, set[bool]()
+
+        def __call__(self, b: Any) -> Any:
+            with_actor = self.learner.begun()
+            clock.now += 0.02 if with_actor in self.known else 100.02
+            self.known.add(with_actor)
+            return self.learner.step(b, with_actor)
+
+    monkeypatch.setattr(off_policy, "Compiled", Slow)
+    monkeypatch.setattr(methods, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    measured = costs("iql", replace(SMALL, compiled=True), 1.0)
+    assert (measured.update_ms, measured.offline_update_ms) == pytest.approx((20, 20))
 
 
 def test_a_rollout_is_measured_whole() -> None:

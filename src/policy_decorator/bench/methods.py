@@ -69,6 +69,8 @@ class Sizes:
     bases: Sequence[tuple[str, Any]] = field(default_factory=lambda: BASES)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Of base policy and learner."""
+    compiled: bool = False
+    """Whether updates are compiled, where a run would do so."""
 
 
 SMALL = Sizes(
@@ -132,6 +134,7 @@ def sample_run(name: str, sizes: Sizes = SMALL, settings: Any = None) -> tuple[s
             capacity=sizes.capacity,
             warmup_steps=0,
             device=sizes.device,
+            compiled=sizes.compiled,
             cuda_graphs=sizes.device.type == "cuda",
             demonstrated=_demonstrated(sizes) if base.chunk == 1 else None,
         )
@@ -165,7 +168,8 @@ def _now(device: torch.device) -> float:
 class Costs:
     """Of one method on one base policy, in milliseconds.
 
-    Updates are as PyTorch comes, not compiled, and on a GPU replayed from CUDA graphs where a run would do so.
+    Updates are as PyTorch comes unless they are to be compiled. On a GPU they are replayed from CUDA graphs where a run
+    would do so.
     """
 
     method: str
@@ -195,14 +199,16 @@ def costs(method: str, sizes: Sizes, seconds: float) -> Costs:
     """
     kind, run = sample_run(method, sizes, in_short_rounds(own_settings(method)))
     collector, offline = run.collector, run.offline
-    offline_ms = None if offline is None else 1000 * _offline(offline, seconds, sizes.device)
+    offline_ms = (
+        None if offline is None else 1000 * _offline(offline, seconds, sizes.device, WARM_UP if sizes.compiled else 1)
+    )
     offline_updates, whole = run.learner.updates, isinstance(run.intake, WholeEpisodes)
     if whole:  # those that the staggered rows begin with are shorter
         _act(run, sizes.envs * sizes.episode)
     first, acting, learning = collector.step, 0.0, 0.0
     counted, before, rounds = False, (0, 0, 0), 0
-    # The first updates allocate, and a first rollout may have begun before; on a GPU some are recorded, then replayed.
-    warm_up = offline_updates + (4 * WARM_UP if sizes.device.type == "cuda" else 1)
+    # The first updates allocate, and a first rollout may have begun before; some are compiled, or recorded.
+    warm_up = offline_updates + (4 * WARM_UP if sizes.device.type == "cuda" or sizes.compiled else 1)
     while not rounds or acting + learning < seconds:
         begun, updates, episodes = _now(sizes.device), run.learner.updates, collector.episodes
         _act(run, sizes.steps_per_round)
@@ -245,8 +251,9 @@ def _act(run: Run, steps: int) -> None:
             run.replay.add(complete)
 
 
-def _offline(offline: Offline, seconds: float, device: torch.device) -> float:
-    offline.learn()
+def _offline(offline: Offline, seconds: float, device: torch.device, run_in: int) -> float:
+    for _ in range(run_in):
+        offline.learn()
     begun, before = _now(device), offline.updates
     while _now(device) - begun < seconds and offline.updates < offline.total:
         offline.learn()
@@ -263,6 +270,8 @@ class CostsConfig:
     threads: int = 1
     device: str = "cpu"
     """cpu, cuda, or auto: of base policy and learner."""
+    compile: bool = False
+    """Compile updates, as long runs do; half a minute to three per method."""
 
 
 def main(cfg: CostsConfig) -> None:
@@ -276,11 +285,12 @@ def main(cfg: CostsConfig) -> None:
     rows: list[dict[str, Any]] = []
     with Bars().stage("measuring", len(cfg.methods)) as update:
         for i, name in enumerate(cfg.methods, start=1):
-            rows.append(asdict(costs(name, Sizes(device=device), cfg.seconds)))
+            rows.append(asdict(costs(name, Sizes(device=device, compiled=cfg.compile), cfg.seconds)))
             atomic_csv(cfg.out / "costs.csv", tuple(rows[0]), [list(row.values()) for row in rows])
             update(i, note=name)
-    sizes = {name: value for name, value in asdict(Sizes()).items() if name not in ("bases", "device")}
+    sizes = {name: value for name, value in asdict(Sizes()).items() if name not in ("bases", "device", "compiled")}
     about = {"sizes": sizes, "threads": cfg.threads, "seconds": cfg.seconds, "device": name_of(device)}
+    about["compiled"] = cfg.compile
     record = {name: x for name, x in provenance(seed=0).items() if name != "argv"}
     atomic_json(cfg.out / "provenance.json", about | record)
 
