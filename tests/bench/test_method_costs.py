@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from policy_decorator.bench.methods import (
     costs,
     in_short_rounds,
     main,
+    own_settings,
     sample_run,
 )
 from policy_decorator.bench.parts import parts_of
@@ -157,6 +158,18 @@ def test_the_time_of_a_compiler_does_not_count(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(methods, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     measured = costs("iql", replace(SMALL, compiled=True), 1.0)
     assert (measured.update_ms, measured.offline_update_ms) == pytest.approx((20, 20))
+
+
+@pytest.mark.parametrize("method", ["ppo-finetuning", "dppo"])
+def test_what_learns_in_rounds_is_rewarded(method: str) -> None:
+    """Otherwise its actor rests, and what is measured are updates of the value alone."""
+    run = sample_run(method, replace(SMALL, envs=8), in_short_rounds(own_settings(method)))[1]
+    learned = [p for p in cast(Any, run.learner).actor.parameters() if p.requires_grad]
+    before = [p.clone() for p in learned]
+    while run.learner.updates < 200:
+        methods._act(run, 16)
+        run.learn(run.learner.updates + 4)
+    assert any(not torch.equal(p, q) for p, q in zip(learned, before, strict=True))
 
 
 def test_a_rollout_is_measured_whole() -> None:

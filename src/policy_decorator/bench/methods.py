@@ -124,7 +124,12 @@ def sample_run(name: str, sizes: Sizes = SMALL, settings: Any = None) -> tuple[s
     for kind, base_cfg in sizes.bases:
         torch.manual_seed(0)
         base: Any = build(kind, sizes.obs, sizes.action, base_cfg).to(sizes.device)
-        episode: dict[str, Any] = {"max_steps": sizes.episode, "staggered": True, "device": sizes.device}
+        episode: dict[str, Any] = {
+            "max_steps": sizes.episode,
+            "staggered": True,
+            "succeeds": True,
+            "device": sizes.device,
+        }
         env = SyntheticVector(sizes.envs, sizes.obs, context=base.context, **episode)
         problem = Problem(
             env=env,

@@ -45,13 +45,19 @@ class SyntheticVector:
         context: int = 1,
         max_steps: int = MAX_STEPS,
         staggered: bool = False,
+        succeeds: bool = False,
         device: str | torch.device = "cpu",
     ) -> None:
-        """`staggered`: rows begin evenly spread over an episode, and their episodes end one after the other."""
+        """`staggered`: rows begin evenly spread over an episode, and their episodes end one after the other.
+
+        `succeeds`: in every other row the last step of an episode is a success, since what learns in rounds rests
+        where nothing is rewarded. The episode was out of time.
+        """
         self.table = torch.randn(64, n, context, obs, generator=torch.Generator().manual_seed(0)).to(device)
         self.max_steps, self.begin = max_steps, torch.arange(n) * max_steps // n * staggered
         self.t = self.begin  # (B,) steps into its episode
         self.no, self.ones = torch.zeros(n, dtype=torch.bool), torch.ones(n, dtype=torch.long)
+        self.lucky = torch.arange(n) % 2 == 0 if succeeds else self.no
 
     def reset(self, seed: int, episodes: int | None = None) -> Tensor:
         self.t = self.begin
@@ -62,7 +68,8 @@ class SyntheticVector:
         taken = (self.max_steps - self.t).clamp(max=action.shape[1])
         self.t = (self.t + taken) % self.max_steps
         window = self.table[int(self.t[0]) % 64]
-        return Step(window, window, self.no, self.no, self.t == 0, taken, self.ones)
+        done = self.t == 0
+        return Step(window, window, done & self.lucky, self.no, done, taken, self.ones)
 
     def state(self) -> dict[str, Tensor]:
         return {"t": self.t}
