@@ -26,6 +26,7 @@ from policy_decorator.disk import atomic_csv, atomic_json
 from policy_decorator.errors import MissingExtra, UserError, lookup, or_exit
 from policy_decorator.hardware import choose_device, name_of
 from policy_decorator.methods import METHODS, Problem, Run
+from policy_decorator.methods.dppo import Config as DPPO
 from policy_decorator.methods.on_policy import OnPolicyConfig
 from policy_decorator.methods.problem import Offline
 from policy_decorator.progress import Bars
@@ -102,13 +103,15 @@ def own_settings(name: str) -> Any:
 def in_short_rounds(cfg: Any) -> Any:
     """A method that learns in rounds of PPO, with the shortest whose minibatches are as large.
 
-    Costs per update and updates per step stay as they are; DPPO's own round takes half an hour of a core.
+    Costs per update and updates per step stay as they are; DPPO's own round takes half an hour of a core. There are no
+    first rounds of the value alone.
     """
     if not isinstance(cfg, OnPolicyConfig):
         return cfg
     parts = math.gcd(cfg.ppo.rollout, cfg.ppo.minibatches)
     ppo = replace(cfg.ppo, rollout=cfg.ppo.rollout // parts, minibatches=cfg.ppo.minibatches // parts)
-    return replace(cfg, ppo=ppo)
+    first = {"dppo": replace(cfg.dppo, critic_rounds=0)} if isinstance(cfg, DPPO) else {"critic_rounds": 0}
+    return replace(cfg, ppo=ppo, **first)
 
 
 def sample_run(name: str, sizes: Sizes = SMALL, settings: Any = None) -> tuple[str, Run]:
@@ -124,13 +127,8 @@ def sample_run(name: str, sizes: Sizes = SMALL, settings: Any = None) -> tuple[s
     for kind, base_cfg in sizes.bases:
         torch.manual_seed(0)
         base: Any = build(kind, sizes.obs, sizes.action, base_cfg).to(sizes.device)
-        episode: dict[str, Any] = {
-            "max_steps": sizes.episode,
-            "staggered": True,
-            "succeeds": True,
-            "device": sizes.device,
-        }
-        env = SyntheticVector(sizes.envs, sizes.obs, context=base.context, **episode)
+        episode: dict[str, Any] = {"max_steps": sizes.episode, "staggered": True, "succeeds": True}
+        env = SyntheticVector(sizes.envs, sizes.obs, context=base.context, device=sizes.device, **episode)
         problem = Problem(
             env=env,
             base=base.eval().requires_grad_(False),
@@ -204,9 +202,7 @@ def costs(method: str, sizes: Sizes, seconds: float) -> Costs:
     """
     kind, run = sample_run(method, sizes, in_short_rounds(own_settings(method)))
     collector, offline = run.collector, run.offline
-    offline_ms = (
-        None if offline is None else 1000 * _offline(offline, seconds, sizes.device, WARM_UP if sizes.compiled else 1)
-    )
+    offline_ms = None if offline is None else 1000 * _offline(offline, seconds, sizes.device)
     offline_updates, whole = run.learner.updates, isinstance(run.intake, WholeEpisodes)
     if whole:  # those that the staggered rows begin with are shorter
         _act(run, sizes.envs * sizes.episode)
@@ -256,8 +252,8 @@ def _act(run: Run, steps: int) -> None:
             run.replay.add(complete)
 
 
-def _offline(offline: Offline, seconds: float, device: torch.device, run_in: int) -> float:
-    for _ in range(run_in):
+def _offline(offline: Offline, seconds: float, device: torch.device) -> float:
+    for _ in range(WARM_UP):
         offline.learn()
     begun, before = _now(device), offline.updates
     while _now(device) - begun < seconds and offline.updates < offline.total:
