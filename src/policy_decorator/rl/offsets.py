@@ -74,7 +74,7 @@ class OffsetSAC(SAC):
     """The temperature: learned all the time, not before the actor learns, or never."""
 
     resting: bool = field(default=False, init=False)
-    """Whether the update at hand is one of those. A compiler makes other graphs when it changes."""
+    """Whether the actor rests in the update at hand. A compiler makes other graphs when it changes."""
 
     def begun(self) -> bool:
         """As SAC's."""
