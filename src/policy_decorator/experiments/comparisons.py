@@ -169,9 +169,10 @@ def _appendix_f(task: str, recorded: str) -> tuple[Entry, ...]:
     are and learn first (F.5).
 
     In all but F.3 the actor learns at every update. F.3 is on a task whose demonstrations all succeed, so that only A's
-    data hold failures: episodes of the base. All its rungs have single-decision returns, which A and B need. F.4 has the
-    paper's 40, 100 and 120 steps, and 160: Door's base succeeds after 172 to 245. F.5.2 is about what the temperature
-    does to the critics' targets, so it is in them, and begins as high as the paper's, with a warm start and without.
+    data hold failures: episodes of the base. All its rungs have single-decision returns, which A and B need. F.4 has
+    the paper's 40, 100 and 120 steps, and 160: Door's base succeeds after 172 to 245. F.5.2 is about what the
+    temperature does to the critics' targets, so it is in them, and begins as high as the paper's, with a warm start and
+    without.
     """
 
     def sac(label: str, *, sac: Mapping[str, Any] = MappingProxyType({}), **learn: Any) -> Entry:
