@@ -21,6 +21,7 @@ from policy_decorator.errors import or_exit
 from policy_decorator.experiments import comparisons, study
 from policy_decorator.experiments.bases import BASES
 from policy_decorator.experiments.demo import TASK, DemoConfig
+from policy_decorator.experiments.pictures import pictures
 from policy_decorator.experiments.presets import settings
 from policy_decorator.experiments.tables import SUMMARY, Key, Tables
 from policy_decorator.progress import Silent
@@ -73,6 +74,24 @@ def test_residual_rl_differs_in_nothing_but_its_exploration() -> None:
         a, b = study.config(ours, 0), study.config(theirs, 0)
         assert (b.learn.bound, b.learn.horizon) == (1.0, 0)
         assert replace(a, learn=replace(a.learn, bound=1.0, horizon=0)) == b
+
+
+def test_the_pictures_of_appendix_f_show_all_of_it_once() -> None:
+    """Each method but the plain one is in the picture of its section; base policies have a line where it is one."""
+    entries, tables = study.STUDIES["appendix-f"], Tables()
+    for entry in entries:
+        key = BASES[entry.base].task, entry.label, 0
+        tables.summaries[key] = ["0.4" if name == "base_success" else "" for name in SUMMARY]
+        tables.curves[key] = [(0, metric, 0.5) for metric in ("train/success", "eval/full", "sac/temperature")]
+    made = dict(pictures("appendix-f", entries, tables, list(tables.summaries)))
+    shown = {name: [str(line.get_label()) for line in figure.axes[0].get_lines()] for name, figure in made.items()}
+    assert {name: len(labels) for name, labels in shown.items()} == {
+        "f3-cal-ql": 5, "f4-horizon": 6, "f51-critics": 4, "f52-warm-start": 5, "f52-temperature": 4,
+    }  # fmt: skip
+    drawn = {label.removesuffix(" (1 seed)") for labels in shown.values() for label in labels}
+    assert drawn == {entry.label for entry in entries} | {"base policy"}
+    for_f4 = [key for key in tables.summaries if key[1].startswith("F.4")]
+    assert [name for name, _ in pictures("appendix-f", entries, tables, for_f4)] == ["f4-horizon"]
 
 
 @pytest.mark.usefixtures("unreported")

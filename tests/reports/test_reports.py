@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from policy_decorator.errors import UserError
-from policy_decorator.reports.curves import compare, learning_curves, mean_over_seeds, series
+from policy_decorator.reports.curves import compare, compare_curves, learning_curves, mean_over_seeds, series
 from policy_decorator.reports.facts import read_facts
 from policy_decorator.reports.html import write_report
 from policy_decorator.reports.image import duration, percent, points
@@ -205,6 +205,16 @@ def test_compare_sets_groups_side_by_side(finished: Path, tmp_path: Path) -> Non
     assert figure.axes[0].get_lines()[0].get_ydata()[-1] == pytest.approx(0.9)  # type: ignore[index]
     with pytest.raises(UserError, match="at least one"):
         compare({"Policy Decorator": []})
+
+
+def test_panels_of_other_metrics_have_their_own_scale_and_no_base() -> None:
+    seeds = [[{"env_steps": step, "loss": 10.0**step * k, "train/success": 0.5} for step in range(4)] for k in (1, 3)]
+    figure = compare_curves({"a": seeds}, [0.4], panels={"loss": "loss", "train/success": "success"}, shade="std")
+    loss, success = figure.axes
+    assert (loss.get_yscale(), success.get_yscale()) == ("log", "linear")
+    assert [len(axes.get_lines()) for axes in figure.axes] == [1, 2]
+    band = loss.collections[0].get_paths()[0].vertices
+    assert np.asarray(band)[:, 1].max() == pytest.approx(2000 + 1000 * 2**0.5)  # not cut off at 1
 
 
 def test_the_film_holds_the_last_frame_and_marks_the_outcome(tmp_path: Path) -> None:

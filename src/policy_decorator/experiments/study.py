@@ -2,20 +2,20 @@
 
     python -m policy_decorator.experiments.study controlled-exploration --seeds 0 1 2 --jobs 2
 
-`results/<study>/` holds summary.csv (a line per run), curves.csv (every curve, a line per point), a picture per task,
-provenance.json and, for `recipes`, summary.json. What they hold is not run again, nor is what a run folder holds: a
-study may be interrupted, run in parts (`--tasks`, `--labels`) and go on on another machine. A run that was interrupted
-goes on from its checkpoint, if the code is the same revision without changes.
+`results/<study>/` holds summary.csv (a line per run), curves.csv (every curve, a line per point), pictures (one per
+task, or those of `experiments.pictures`), provenance.json and, for `recipes`, summary.json. What they hold is not run
+again, nor is what a run folder holds: a study may be interrupted, run in parts (`--tasks`, `--labels`) and go on on
+another machine. A run that was interrupted goes on from its checkpoint, if the code is the same revision without
+changes.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
-from matplotlib.figure import Figure
 
 from policy_decorator import api
 from policy_decorator.disk import atomic_bytes, atomic_json
@@ -24,11 +24,11 @@ from policy_decorator.experiments import comparisons, recipes
 from policy_decorator.experiments.bases import BASES, kept_demonstrations, make_base
 from policy_decorator.experiments.demo import TASK, DemoConfig
 from policy_decorator.experiments.entry import Entry, config
+from policy_decorator.experiments.pictures import pictures
 from policy_decorator.experiments.side_by_side import side_by_side, spawn
 from policy_decorator.experiments.tables import Key, Tables
 from policy_decorator.progress import Bars
 from policy_decorator.provenance import git_state, provenance
-from policy_decorator.reports.curves import compare_curves
 from policy_decorator.reports.image import png
 from policy_decorator.runlog import CHECKPOINT, RunFolder
 
@@ -174,10 +174,8 @@ def collect(cfg: StudyConfig) -> None:
     curves = tables.write(out, keys)
     if cfg.study == "recipes":
         atomic_json(out / "summary.json", recipes.summary(curves))
-    for task in dict.fromkeys(key[0] for key in keys):
-        bases = {entry.base for entry in STUDIES[cfg.study] if BASES[entry.base].task == task}
-        picture = _picture(tables, [key for key in keys if key[0] == task], one_base=len(bases) == 1)
-        atomic_bytes(out / f"{task.replace('/', '-').replace(':', '-')}.png", png(picture))
+    for name, picture in pictures(cfg.study, STUDIES[cfg.study], tables, keys):
+        atomic_bytes(out / f"{name}.png", png(picture))
     if known == set(tables.summaries) and not cfg.again:
         return  # nothing was measured: where the numbers come from stays as it was written
     command = (
@@ -188,13 +186,6 @@ def collect(cfg: StudyConfig) -> None:
     record = {k: v for k, v in provenance(None).items() if k not in ("argv", "git", "seed")}
     about = {"command": command, "git_revisions": revisions, "runs": len(keys), "runs_to_come": missing}
     atomic_json(out / "provenance.json", about | record)
-
-
-def _picture(tables: Tables, keys: Sequence[Key], *, one_base: bool) -> Figure:
-    """With a line for the base policy where all methods have the same."""
-    bases = [float(tables.of(key, "base_success")) for key in keys] if one_base else []
-    methods = dict.fromkeys(key[1] for key in keys)
-    return compare_curves({m: [tables.lines(k) for k in keys if k[1] == m] for m in methods}, bases)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from policy_decorator.statistics import wilson
 
 Lines = Sequence[Mapping[str, Any]]
 """Of metrics.jsonl."""
+SUCCESS = {"train/success": "while it trains (last 100 episodes)", "eval/full": "evaluation"}
 SMALL = (
     ("critic loss", ("loss/critic",)),
     ("actor loss", ("loss/actor",)),
@@ -142,7 +143,7 @@ def _small_panels(
 
 
 def _spans_decades(values: np.ndarray) -> bool:
-    return bool((values > 0).all() and values.max() > 100 * values.min())
+    return bool(values.size and (values > 0).all() and values.max() > 100 * values.min())
 
 
 def compare(
@@ -172,26 +173,34 @@ def compare_curves(
     curves: Mapping[str, Sequence[Lines]],
     bases: Sequence[float],
     *,
+    panels: Mapping[str, str] = SUCCESS,
     shade: Literal["range", "std"] = "range",
     theme: Theme = LIGHT,
 ) -> Figure:
-    """`compare` of metrics: label -> the lines of each seed; `bases` are success rates of the base policy."""
+    """`compare` of metrics: label -> the lines of each seed; `bases` are success rates of the base policy.
+
+    `panels`: metric -> title, left to right. Success has the base's line; others are logarithmic over decades.
+    """
     figure = Figure(figsize=(10, 4), layout="constrained", facecolor=theme.ground)
-    panels = figure.subplots(1, 2, sharex=True)
-    titles = {"train/success": "while it trains (last 100 episodes)", "eval/full": "evaluation, full residual"}
-    for axes, (name, title) in zip(panels, titles.items(), strict=True):
-        plain_axes(axes, theme, percent=True)
+    drawn = figure.subplots(1, len(panels), sharex=True, squeeze=False)[0]
+    for axes, (name, title) in zip(drawn, panels.items(), strict=True):
+        success = name in SUCCESS
+        plain_axes(axes, theme, percent=success)
         axes.set_xlabel("environment steps", color=theme.muted, fontsize=9)
         for k, (label, group) in enumerate(curves.items()):
             look = {"color": CYCLE[k % len(CYCLE)], "linestyle": STROKES[k // len(CYCLE) % len(STROKES)]}
             spread = shade if len(curves) <= len(CYCLE) else "none"  # more would hide one another
-            _mean_curve(axes, [series(lines, name) for lines in group], label, look, spread)
-        if bases:
+            _mean_curve(axes, [series(lines, name) for lines in group], label, look, spread, share=success)
+        if success and bases:
             looks: dict[str, Any] = {"color": theme.base, "linestyle": (0, (5, 3)), "linewidth": 1.5}
             axes.axhline(float(np.mean(bases)), label="base policy", **looks)
+        values = [series(lines, name)[1] for group in curves.values() for lines in group]
+        if not success and _spans_decades(np.concatenate(values)):
+            axes.set_yscale("log")
         panel_title(axes, title, theme, size=10)
-    panels[0].set_ylabel("success rate", color=theme.muted, fontsize=9)
-    handles, labels = panels[1].get_legend_handles_labels()
+    if SUCCESS.keys() & panels.keys():
+        drawn[0].set_ylabel("success rate", color=theme.muted, fontsize=9)
+    handles, labels = drawn[-1].get_legend_handles_labels()
     if handles:
         looks = {"frameon": False, "fontsize": 9, "labelcolor": theme.text}
         longest = max(map(len, labels))
@@ -212,8 +221,15 @@ def mean_over_seeds(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np
 
 
 def _mean_curve(
-    axes: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], label: str, look: Mapping[str, Any], shade: str
+    axes: Axes,
+    curves: Sequence[tuple[np.ndarray, np.ndarray]],
+    label: str,
+    look: Mapping[str, Any],
+    shade: str,
+    *,
+    share: bool,
 ) -> None:
+    """`share`: values are between 0 and 1, whatever their standard deviation."""
     steps, values = mean_over_seeds(curves)  # (M,), (S, M)
     if not steps.size:
         return
@@ -222,4 +238,6 @@ def _mean_curve(
     if seeds > 1 and shade != "none":
         spread = values.std(axis=0, ddof=1)
         low, high = (mean - spread, mean + spread) if shade == "std" else (values.min(axis=0), values.max(axis=0))
-        axes.fill_between(steps, np.clip(low, 0, 1), np.clip(high, 0, 1), color=look["color"], alpha=0.16, linewidth=0)
+        if share:
+            low, high = np.clip(low, 0, 1), np.clip(high, 0, 1)
+        axes.fill_between(steps, low, high, color=look["color"], alpha=0.16, linewidth=0)
