@@ -9,7 +9,6 @@ from policy_decorator.envs.vector import Simulation
 from policy_decorator.errors import UserError, unknown
 from policy_decorator.evaluation import SEEDS
 from policy_decorator.methods import METHODS, OffPolicyConfig, policy_decorator
-from policy_decorator.methods.on_policy import OnPolicyConfig
 from policy_decorator.train import TrainConfig
 
 T = TypeVar("T")
@@ -78,8 +77,10 @@ class RefineConfig:
         if self.learn.on_policy and self.train.overlap:
             who = "PPO" if self.learn.learner == "ppo" else self.method
             raise UserError(f"{who} learns only from what its latest policy did: leave out overlap.")
-        if isinstance(self.learn, OnPolicyConfig) and self.threads == "auto":
-            raise UserError(f"threads = auto times updates of batches, and {self.method} has rounds: give a number.")
+        if self.threads == "auto" and not self.learn.BATCHES:
+            raise UserError(
+                f"threads = auto times updates before there are data, which those of {self.method} need: give a number."
+            )
 
     @staticmethod
     def kinds(value: Mapping[str, Any]) -> dict[str, Any]:

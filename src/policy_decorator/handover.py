@@ -33,13 +33,13 @@ class Best:
 def as_base(policy: DecoratedPolicy) -> dict[str, Tensor] | None:
     """The state of `policy.actor` with which `policy` acts as its base does, asked before anything is learned.
 
-    A residual of scale 0 adds nothing, and what is fine-tuned begins as the base. None: an actor that acts alone has no
-    such state.
+    A residual of scale 0 adds nothing, and what is fine-tuned begins as the base. None: an actor that acts alone, or of
+    the base's size but never trained, has no such state.
     """
     actor: Any = policy.actor
     state: dict[str, Tensor] = copy.deepcopy(actor.state_dict())
     if isinstance(policy, FineTuned):
-        return state
+        return state if policy.from_base else None
     if type(policy) is not DecoratedPolicy:
         return None
     for name, part in actor.named_modules():

@@ -63,6 +63,11 @@ class Refinement:
         self.base = step_by_step(base) if cfg.decide == "step" else base
         method = lookup("method", cfg.method, METHODS)
         self.task = get_task(cfg.task).with_episodes(cfg.max_steps, cfg.ends_at_success)
+        if getattr(cfg.learn, "base_steps", 0) >= self.task.max_steps:
+            raise UserError(
+                f"base_steps must be below the time limit of {self.task.name}, {self.task.max_steps} environment "
+                "steps: behind it there is nothing to learn from."
+            )
         self.device = device_of(cfg)
         self.wanted = {"compiled": compiles(cfg), "cuda_graphs": uses_cuda_graphs(cfg)}
         self.place = place_of(cfg)

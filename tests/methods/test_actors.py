@@ -17,6 +17,7 @@ from policy_decorator.config import RefineConfig
 from policy_decorator.envs.toy import TASKS
 from policy_decorator.envs.vector import make_vector
 from policy_decorator.errors import UserError
+from policy_decorator.handover import as_base
 from policy_decorator.methods import METHODS, Problem, Run, cal_ql, settings_of
 from policy_decorator.rl.cql import Conservative, CQLConfig
 from policy_decorator.rl.demonstrations import Demonstrated
@@ -123,6 +124,14 @@ def test_a_transformer_from_scratch_is_as_large_and_all_of_it_learns() -> None:
     assert 0.3 < sample.std() < 0.6  # tanh of 0.5
 
 
+@pytest.mark.parametrize("method", NAMES)
+def test_one_from_scratch_is_never_handed_over_as_the_base(method: str) -> None:
+    base = untrained_bet()
+    for actor, is_base in (("base", True), ("gpt", False), ("mlp", False)):
+        state = as_base(cast(Any, _run(method, actor, base).policy))
+        assert (state is not None) is is_base
+
+
 def test_rungs_of_the_ladder_lead_to_the_papers_actor() -> None:
     assert [cal_ql.ladder(rung).actor for rung in "ABCDE"] == ["mlp", "mlp", "mlp", "gpt", "base"]
     assert {cal_ql.ladder(rung).online for rung in "CDE"} == {"sac"}
@@ -141,6 +150,9 @@ def test_what_cannot_be_the_actor_is_refused(steady: nn.Module) -> None:
             _run("rlpd", actor, steady)
     with pytest.raises(UserError, match="--bounded-offset"):
         _run("cal-ql", "base", untrained_bet(bounded_offset=False))
+    for actor in ("base", "gpt"):
+        with pytest.raises(UserError, match="initial_std must be between"):
+            _run("rlpd", actor, untrained_bet(), nets=NetConfig(width=8, depth=1, log_std_min=-0.5))
 
 
 def test_presets_leave_the_actor_alone(small: Any) -> None:

@@ -109,6 +109,11 @@ def test_what_it_cannot_tune_is_refused(steady: nn.Module) -> None:
     for wrong in ({"learner": "td3"}, {"demo_share": 0.5}):
         with pytest.raises(UserError, match="dipo has a learner of its own"):
             Config(**wrong)  # pyright: ignore
+    for wrong in ({"sac": SACConfig(residual_penalty=0.1)}, {"nets": NetConfig(initial_std=0.3)}):
+        with pytest.raises(UserError, match="leave out residual_penalty and initial_std"):
+            Config(**wrong)
+    with pytest.raises(UserError, match="threads = auto"):
+        _config(100, threads="auto")
 
 
 def test_defaults_are_those_of_the_paper_and_of_its_reference() -> None:

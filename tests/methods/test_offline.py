@@ -19,6 +19,7 @@ from policy_decorator.demos.record import record_policy
 from policy_decorator.envs import get_task
 from policy_decorator.envs.toy import Reach
 from policy_decorator.errors import UserError
+from policy_decorator.experiments.presets import settings
 from policy_decorator.methods import METHODS, Problem, Run, cal_ql, rlpd, settings_of
 from policy_decorator.methods.alone import Alone, Nobody
 from policy_decorator.methods.offline import successes
@@ -168,7 +169,7 @@ def test_offline_updates_learn_and_are_counted_apart(method: str, small: Any, st
     assert any(not torch.equal(p, q) for p, q in zip(parts, run.learner.actor.parameters(), strict=True))
     assert len(told) == 2
     assert all(name.startswith("offline/") for name in told[0])
-    assert saved == [3, 6]
+    assert saved == [3]  # and behind the last when it has been evaluated
     _offline(run, 50, 50, told.append, save)  # there is nothing left to do
     assert len(told) == 2
     train(RHYTHM, run, _nothing, _nothing, _nothing)
@@ -271,6 +272,28 @@ def test_a_run_that_is_stopped_while_it_learns_offline_goes_on_bit_for_bit(
         assert torch.equal(value, cast(nn.Module, again.policy.actor).state_dict()[name])
 
 
+def test_one_that_is_stopped_while_what_it_learned_offline_is_evaluated_evaluates_that(
+    tmp_path: Path, make_config: Callable[..., RefineConfig], small: Any, steady: nn.Module,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    config = make_config(method="iql", learn=small_settings("iql", small), save_every=3, total_steps=120)
+    _run(config, steady, tmp_path / "whole")
+    episodes = Refinement.episodes
+
+    def stopping(self: Refinement, policy: Any, n: int, seed: int, name: str, *rest: Any) -> Any:
+        if name == "offline":
+            raise Stopped
+        return episodes(self, policy, n, seed, name, *rest)
+
+    monkeypatch.setattr(Refinement, "episodes", stopping)
+    with pytest.raises(Stopped):
+        _run(config, steady, tmp_path / "parts")
+    monkeypatch.undo()
+    _run(config, steady, tmp_path / "parts", resume=True)
+    assert _lines(tmp_path / "parts") == _lines(tmp_path / "whole")
+    assert any("eval/offline" in line for line in _lines(tmp_path / "parts"))
+
+
 @pytest.mark.usefixtures("unreported")
 @pytest.mark.parametrize(
     ("method", "changes"),
@@ -336,7 +359,10 @@ def test_each_says_that_it_needs_demonstrations(method: str, small: Any, steady:
     ("method", "changes", "reason"),
     [
         ("rlpd", {"learner": "td3"}, "a learner of its own"),
-        ("sacfd", {"demo_share_end": 0.1, "demo_share_steps": 10}, "demo_share_end is of mix = share"),
+        ("sacfd", {"demo_share_end": 0.1, "demo_share_steps": 10}, "demo_share_end are of mix = share"),
+        ("awac", {"demo_share": 0.1}, "demo_share and demo_share_end are of mix = share"),
+        ("dapg", {"demo_share": 0.1}, "count by demo_weight"),
+        ("dapg", {"mix": "pool"}, "count by demo_weight"),
         ("iql", {"offline_updates": -1}, "offline_updates must be at least 0"),
         ("dapg", {"n_step": 3}, "leave out n_step and noise_hold"),
     ],
@@ -372,10 +398,25 @@ def test_references_need_single_decisions(small: Any, steady: nn.Module) -> None
         build("cal-ql", replace(cfg, online="conservative"), steady)
 
 
+def test_a_scale_of_values_needs_success_to_be_worth_more(small: Any, steady: nn.Module) -> None:
+    for shift in (0.1, 0.0):
+        cfg = small_settings("cql", small, reward_shift=shift)
+        if shift:
+            with pytest.raises(UserError, match="failing for ever is worth as much as success"):
+                build("cql", cfg, steady)
+        else:
+            build("cql", cfg, steady)
+    given = replace(cfg.cql, cql_weight=1.0, cql_temperature=1.0)
+    build("cql", replace(cfg, reward_shift=0.1, cql=given), steady)
+
+
 def test_dapg_is_on_policy(small: Any, steady: nn.Module, make_config: Callable[..., RefineConfig]) -> None:
     learn = small_settings("dapg", small)
     with pytest.raises(UserError, match="dapg learns only from what its latest policy did"):
         make_config(method="dapg", learn=learn, overlap=True)
+    with pytest.raises(UserError, match="threads = auto"):
+        make_config(method="dapg", learn=learn, threads="auto")
+    assert settings("quick", "toy/reach", method="dapg").train.warmup_steps == 0  # updates are rounds
     with pytest.raises(UserError, match="random actions"):
         build("dapg", replace(learn, offline_updates=0), steady)
     assert math.isinf(build("dapg", learn, steady).learner.__dict__["cloning_opt"].param_groups[0]["max_grad_norm"])

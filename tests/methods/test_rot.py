@@ -21,7 +21,7 @@ from policy_decorator.errors import UserError
 from policy_decorator.methods import METHODS, Problem, Run, rot, settings_of
 from policy_decorator.methods.finetuned import FineTuned
 from policy_decorator.methods.rot import Config
-from policy_decorator.refine import refine
+from policy_decorator.refine import Refinement, refine
 from policy_decorator.refined import Refined
 from policy_decorator.rl.demonstrations import Demonstrated
 from policy_decorator.rl.nets import NetConfig
@@ -29,6 +29,7 @@ from policy_decorator.rl.rot import ROT, TrunkCritics
 from policy_decorator.rl.sac import SACConfig
 from policy_decorator.rl.transport import TransportReward
 from policy_decorator.runlog import RunFolder
+from policy_decorator.train import TrainConfig, train
 
 pytestmark = pytest.mark.usefixtures("pot")
 
@@ -113,6 +114,33 @@ def test_the_base_acts_in_the_warm_up_and_is_then_only_asked(small: Any) -> None
     assert kept == [True, True, False, False]
 
 
+def test_no_action_is_random_where_the_warm_up_ends_between_two_updates(small: Any) -> None:
+    run = _build(small, _base("mlp"), warmup_steps=20)
+    rhythm = TrainConfig(total_steps=45, warmup_steps=20, steps_per_round=15, updates_per_step=0)
+    train(rhythm, run, lambda _: None, lambda: None, lambda: None)
+    data = run.replay.data
+    assert data is not None
+    off = (data.raw - data.base)[: run.replay.size].abs().flatten(1).amax(1)
+    assert (off > 0).any()
+    assert off.max() < 0.5  # its deviation is 0.1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_demonstrated_decisions_come_with_what_the_base_would_have_done(share: float, make_config: Any) -> None:
+    config, base = make_config(), _steering()
+    learn = replace(settings_of("rot", config.learn), demo_share=share, n_step=1)
+    session = Refinement(replace(config, method="rot", learn=learn), base, None, reaching(4, 15))
+    assert (session.demo_base_queries > 0) is (share > 0)
+    if share:
+        for _ in range(20):
+            t, step = session.run.collector.decide(session.run.explorer)
+            if (kept := session.run.intake.push(t, step.done)) is not None:
+                session.run.replay.add(kept)
+        batch = session.run.data.sample(40)
+        torch.testing.assert_close(batch.base[30:], base.act(batch.obs[30:, None]))
+    session.close()
+
+
 def test_success_is_not_rewarded_and_demonstrations_are_its_own_actions(small: Any) -> None:
     shown, rewards, base = _shown(), [], _base("mlp")
     known = torch.cat([shown.obs, shown.action[:, 0]], dim=1)
@@ -161,7 +189,8 @@ def test_what_it_cannot(small: Any, steady: Any) -> None:
         METHODS["rot"].build(settings, replace(problem, shapes={"rgb": (3, 8, 8)}))
     contradictions: list[tuple[dict[str, Any], str]] = [
         ({"learner": "td3"}, "rot learns with sac"),
-        ({"success_ends_value": True}, "leave out success_ends_value"),
+        ({"nets": NetConfig(initial_std=0.3)}, "begin_std"),
+        ({"success_ends_value": True}, "leave out learner and success_ends_value"),
         ({"trunk": 0}, "trunk and compared must be at least 1"),
         ({"begin_std": 0.0}, "begin_std must be above 0"),
     ]

@@ -22,6 +22,7 @@ from policy_decorator.methods import METHODS, Problem, Run
 from policy_decorator.methods.finetuned import Opened
 from policy_decorator.methods.sac_lora import Config
 from policy_decorator.progress import Silent
+from policy_decorator.refine import Refinement
 from policy_decorator.refined import Refined
 from policy_decorator.rl.lora import LoRAConfig
 from policy_decorator.rl.nets import NetConfig
@@ -142,6 +143,12 @@ def test_the_base_opens_an_episode_in_evaluation_too(tmp_path: Path) -> None:
     answers = [session.act(window) for _ in range(3)]
     torch.testing.assert_close(answers[1], base.act(window))
     torch.testing.assert_close(answers[2], tuned.act(window))
+
+
+def test_the_base_may_not_take_all_of_an_episode(make_config: Any) -> None:
+    config = make_config(method="sac-lora", learn=replace(QUICK, base_steps=40))
+    with pytest.raises(UserError, match="base_steps must be below the time limit of toy/reach, 40"):
+        Refinement(replace(config, max_steps=40), untrained_bet(), None)
 
 
 def test_what_it_cannot_tune_is_refused(steady: nn.Module) -> None:

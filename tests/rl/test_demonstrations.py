@@ -70,6 +70,8 @@ def test_transitions_are_those_of_a_loop(some: list[tuple[int, bool]], n_step: i
         if not ended:
             assert t.next_obs[i, 0] == row + count
             assert torch.equal(t.next_base[i], d.base[row + count])
+        else:
+            assert t.next_obs[i, 0] == row + count - 1  # not a frame of the next episode
     torch.testing.assert_close(Residual(bound).execute(t.base, t.raw), d.action[rows])  # exactly what was shown
     assert torch.equal(t.base, d.base[rows])
 

@@ -146,6 +146,21 @@ def test_better_actions_are_worth_more_and_the_rest_of_a_sequence_stays(seed: in
     assert (gain > 0).float().mean() > 0.95
 
 
+def test_actions_climb_what_the_critics_are_taken_to_say() -> None:
+    """Of two critics that pull in opposite directions the mean pulls nowhere, the smallest towards the middle."""
+
+    class Opposite(nn.Module):
+        def forward(self, seen: Tensor, action: Tensor) -> Tensor:
+            return torch.stack([action.flatten(1).sum(1), -action.flatten(1).sum(1)])
+
+    sequence = torch.full((5, 8, 2), 0.5)
+    for how, moves in (("min", True), ("mean", False)):
+        learner = _learner(critic=Opposite())
+        learner.cfg = replace(learner.cfg, actor_value=how)
+        better = learner.improved(torch.randn(5, 8), sequence)
+        assert torch.equal(better, sequence) is not moves
+
+
 def test_what_was_improved_stays_in_the_memory_and_what_was_done_does_too() -> None:
     learner, b = _learner(), _batch()
     learner.memory = Replay(40)

@@ -75,6 +75,9 @@ def test_all_frames_of_a_window_are_imitated() -> None:
     mean = window[..., :2] + 2 * torch.tensor([0.1, -0.2])
     wanted = torch.distributions.Normal(mean, 0.3).log_prob(actions).sum(-1).mean(-1)
     torch.testing.assert_close(actor.log_density(window, actions), wanted)
+    with torch.no_grad():
+        actor.log_std.add_(1.0)  # exploration is another matter
+    torch.testing.assert_close(actor.log_density(window, actions), wanted)
 
 
 @pytest.mark.parametrize(("base", "share"), [(1.0, 1.0), (-1.0, 0.0)])

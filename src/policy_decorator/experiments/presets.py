@@ -7,7 +7,7 @@ from typing import Literal, cast
 from policy_decorator.base_policies import POLICIES
 from policy_decorator.config import RefineConfig
 from policy_decorator.errors import UserError, lookup
-from policy_decorator.methods import dipo, settings_of
+from policy_decorator.methods import dapg, dipo, settings_of
 from policy_decorator.methods.on_policy import OnPolicyConfig
 from policy_decorator.methods.policy_decorator import Config, ResidualConfig
 from policy_decorator.rl.nets import NetConfig
@@ -180,7 +180,7 @@ def settings(
     """A preset's settings for `task` and a base policy of `kind` ("bet", ...), with what is given put in its place.
 
     Presets are written for Policy Decorator; another `method` takes from them what it has in common with that. One that
-    tunes the base by PPO or DIPO decides on whole chunks, as the base does; PPO's acts itself from the first step on.
+    tunes the base by PPO or DIPO decides on whole chunks, as the base does; PPO's, and DAPG's policy, has no warm-up.
 
     Raises:
         UserError: an unknown preset or method; a bound or a horizon for a method that has none.
@@ -190,9 +190,9 @@ def settings(
     learn = settings_of(method, cfg.learn)
     if not isinstance(learn, ResidualConfig | OnPolicyConfig):
         learn = replace(learn, sac=replace(learn.sac, temperature_lr=chosen.alone_temperature_lr))
-    if isinstance(learn, OnPolicyConfig):
-        cfg = replace(cfg, decide="chunk", train=replace(cfg.train, warmup_steps=0))
-    elif isinstance(learn, dipo.Config):
+    if isinstance(learn, OnPolicyConfig | dapg.Config):
+        cfg = replace(cfg, train=replace(cfg.train, warmup_steps=0))
+    if isinstance(learn, OnPolicyConfig | dipo.Config):
         cfg = replace(cfg, decide="chunk")
     own = {name: value for name, value in (("bound", bound), ("horizon", horizon)) if value is not None}
     for name in own:

@@ -82,6 +82,10 @@ def conservative(method: str, cfg: Config, p: Problem, *, calibrated: bool) -> R
     actor, critics = actor_and_critics(method, cfg, p)
     parts = actor, critics, Takeover(), p.action_size, cfg.sac
     spread = spread_of(cfg.sac.gamma, cfg.reward_shift, ends=shown.ends_at_success)
+    if spread <= 0 and "auto" in (cfg.cql.cql_weight, cfg.cql.cql_temperature):
+        raise UserError(
+            f"With reward_shift = {cfg.reward_shift} failing for ever is worth as much as success: give 0 or less."
+        )
     before = Conservative(*parts, cql=cfg.cql, calibrated=calibrated, spread=spread)
     learner = copy.copy(before) if again else SAC(*parts)
     sharing(learner, before)

@@ -23,10 +23,12 @@ from policy_decorator.rl.replay import Replay
 class Config(FromDemonstrations):
     """Settings of DAPG."""
 
+    BATCHES = False
     OWN = (*FromDemonstrations.OWN, "n_step", "noise_hold", "standardize_obs")
 
     offline_updates: int = 1_000
-    """Gradient steps of behaviour cloning (the original: 5 passes over 25 demonstrations in batches of 32)."""
+    """Gradient steps of behaviour cloning, in batches of `value_batch` (the original: 5 passes over 25 demonstrations
+    in batches of 32, and a deviation of that of their actions)."""
     standardize_obs: bool = True
     """Standardise what the networks see with the demonstrations' statistics (the original's whitening)."""
     dapg: DAPGConfig = field(default_factory=DAPGConfig)
@@ -37,6 +39,8 @@ class Config(FromDemonstrations):
         if self.n_step != 1 or self.noise_hold != 1:
             raise UserError("DAPG learns from what its policy does by itself, one decision after the other: leave out "
                             "n_step and noise_hold.")  # fmt: skip
+        if (self.mix, self.demo_share, self.demo_share_end) != ("share", FromDemonstrations.demo_share, None):
+            raise UserError("In DAPG demonstrations count by demo_weight: leave out mix and demo_share.")
         if min(self.dapg.rollout, self.dapg.value_epochs, self.dapg.value_batch, self.dapg.conjugate_gradients) < 1:
             raise UserError("rollout, value_epochs, value_batch and conjugate_gradients must be at least 1.")
         if not (self.dapg.demo_weight >= 0 and 0 <= self.dapg.demo_decay <= 1 and self.dapg.normalized_step > 0):

@@ -28,8 +28,9 @@ GRADIENT_NORM = 2.0
 
 @dataclass(frozen=True)
 class Config(OffPolicyConfig):
-    """Settings of DIPO. `nets` are the critics'."""
+    """Settings of DIPO. `nets` are the critics'. Its updates are neither compiled nor replayed from CUDA graphs."""
 
+    BATCHES = False
     OWN = ("learner", "noise_hold", *DEMO_SHARE)
 
     sac: SACConfig = field(default_factory=lambda: SACConfig(max_grad_norm=GRADIENT_NORM))
@@ -43,6 +44,8 @@ class Config(OffPolicyConfig):
         super().__post_init__()
         if self.learner != "sac" or self.demo_share:
             raise UserError("dipo has a learner of its own, for its own decisions: leave out learner and demo_share.")
+        if self.sac.residual_penalty or self.nets.initial_std is not None:
+            raise UserError("dipo's actor is a Diffusion Policy: leave out residual_penalty and initial_std.")
 
     @classmethod
     def taking(cls, **common: Any) -> Self:

@@ -1,6 +1,6 @@
 """A base policy whose own parameters go on learning: what fine-tuning methods have in common."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -23,6 +23,9 @@ class FineTuned(DecoratedPolicy):
 
     The actor is a policy of this package (`base_policies`), or has `merged()`, which gives one: that is what is saved.
     """
+
+    from_base: bool = field(default=True, kw_only=True)
+    """Whether the actor begins as the base; False: as a network of its kind that was never trained."""
 
     @torch.no_grad()
     def act(self, window: Tensor, rows: Tensor | None = None) -> Tensor:

@@ -53,8 +53,10 @@ class Config(ResidualConfig):
         super().__post_init__()
         if self.compared < 1:
             raise UserError("compared must be at least 1: an episode is compared with demonstrations.")
-        if self.learner == "ppo" or self.success_ends_value:
-            raise UserError("fish learns with sac or td3, from whole episodes: leave out success_ends_value.")
+        if self.learner == "ppo":
+            raise UserError("fish learns with sac or td3: leave out learner = ppo, and the preset ppo.")
+        if self.success_ends_value:
+            raise UserError("fish learns from whole episodes: leave out success_ends_value.")
 
     @classmethod
     def taking(cls, **common: Any) -> Self:

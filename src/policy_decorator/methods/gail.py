@@ -45,7 +45,7 @@ class Config(OffPolicyConfig):
         if self.discriminator_every < 1:
             raise UserError("discriminator_every must be at least 1.")
         if self.learner == "ppo":
-            raise UserError("gail learns with sac or td3.")
+            raise UserError("gail learns with sac or td3: leave out learner = ppo, and the preset ppo.")
         if self.sac.gamma >= 1:
             raise UserError(
                 "A discriminator's reward needs a gamma below 1: behind the end of an episode it goes on for ever."

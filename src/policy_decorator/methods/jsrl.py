@@ -51,7 +51,7 @@ class Config(OffPolicyConfig):
         if min(given) < 1:
             raise UserError("step_back, success_window and begin_episodes must be at least 1.")
         if self.learner == "ppo":
-            raise UserError("jsrl learns with sac or td3.")
+            raise UserError("jsrl learns with sac or td3: leave out learner = ppo, and the preset ppo.")
 
 
 WINDOW = 5

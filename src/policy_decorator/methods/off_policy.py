@@ -38,6 +38,8 @@ class OffPolicyConfig:
 
     OWN: ClassVar[tuple[str, ...]] = ()
     """Fields that make the method what it is: another method's settings do not decide them."""
+    BATCHES: ClassVar[bool] = True
+    """Whether an update needs a batch and nothing else, so that one can be tried before there are data."""
 
     standardize_obs: bool = False
     """Standardise what the networks see with the demonstrations' statistics (not in the paper)."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 import torch
 
+from policy_decorator.decorator import DecoratedPolicy
 from policy_decorator.errors import UserError
 from policy_decorator.methods.alone import Alone, Takeover, collector_alone, own_actions, refuse_pictures
 from policy_decorator.methods.finetuned import FineTuned
@@ -37,7 +38,7 @@ LEAST_LOG_STD = -5.0
 class FromDemonstrations(OffPolicyConfig):
     """Settings of these methods."""
 
-    OWN = ("mix", "offline_updates", "offline_data", *DEMO_SHARE)
+    OWN = ("learner", "mix", "offline_updates", "offline_data", *DEMO_SHARE)
 
     demo_share: float = 0.5
     """Share of every batch that comes from the demonstrations."""
@@ -53,8 +54,8 @@ class FromDemonstrations(OffPolicyConfig):
         super().__post_init__()
         if self.learner != "sac":
             raise UserError(f"This method has a learner of its own: leave out learner = {self.learner}.")
-        if self.mix == "pool" and self.demo_share_end is not None:
-            raise UserError("demo_share_end is of mix = share: in a pool demonstrations are as many as they are.")
+        if self.mix == "pool" and (self.demo_share, self.demo_share_end) != (FromDemonstrations.demo_share, None):
+            raise UserError("demo_share and demo_share_end are of mix = share: in a pool all rows are drawn alike.")
         if self.offline_updates < 0:
             raise UserError(f"offline_updates must be at least 0, got {self.offline_updates}.")
 
@@ -163,7 +164,9 @@ def run_of(
     same networks. `kind`: of the replay's rows, which `intake` makes.
     """
     collector, replay = collector_alone(cfg, p, cfg.looks_at), Replay(p.capacity, kind)
+    policy: DecoratedPolicy = Alone(p.base, actor, Takeover())
     if cfg.looks_at == "window":
+        policy = FineTuned(p.base, actor, Takeover(), from_base=cfg.knows)
         p = compiled_on_cpus(p)
     before = copy.copy(learner) if offline_learner is None else offline_learner  # the same parts, and its own count
     offline = None
@@ -179,7 +182,7 @@ def run_of(
         intake=intake or NStep(cfg.n_step, cfg.sac.gamma),
         data=mixed(cfg, p, replay, demos, collector),
         monitor=Monitor(),
-        policy=(Alone if cfg.looks_at == "newest" else FineTuned)(p.base, actor, Takeover()),
+        policy=policy,
         update=update_of(p, learner),
         offline=offline,
         knows=cfg.knows,

@@ -29,6 +29,7 @@ INITIAL_STD = 0.5
 class OnPolicyConfig(OffPolicyConfig):
     """Settings of methods that know PPO only. Those of a replay are there, and must be left as they are."""
 
+    BATCHES = False
     OWN = ("learner", "reward_shift", "success_ends_value", "sac", "ppo", "n_step", "noise_hold", *DEMO_SHARE)
 
     reward_shift: float = 0.0

@@ -121,12 +121,13 @@ class Offline:
     def learn_all(
         self, log_every: int, save_every: int, log: Callable[[Mapping[str, Tensor]], None], save: Callable[[], None]
     ) -> None:
-        """All updates that are left; `log_every` and `save_every` count updates here."""
+        """All updates that are left; `log_every` and `save_every` count updates here. Behind the last one the caller
+        saves, when what was learned has been evaluated."""
         while self.updates < self.total:
             before, metrics = self.updates, self.learn()
             if crosses(before, self.updates, log_every) or self.updates >= self.total:
                 log({f"offline/{name}": value for name, value in metrics.items()})
-            if crosses(before, self.updates, save_every):
+            if crosses(before, self.updates, save_every) and self.updates < self.total:
                 save()
 
 

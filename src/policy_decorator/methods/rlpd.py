@@ -34,8 +34,8 @@ UPDATES_PER_STEP = 20.0
 def original() -> Config:
     """The original's settings for Adroit: 10 critics of which the target believes 2, one step of the actor in 20.
 
-    Its policy begins with a deviation near 1. Differs from the original: hidden layers begin as PyTorch's and not with
-    Xavier's.
+    Its policy begins with a deviation near 1. Differs from the original: networks are built as elsewhere here
+    (docs/differences-from-the-paper.md).
     """
     sac = SACConfig(
         gamma=0.99,

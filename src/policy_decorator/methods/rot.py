@@ -39,14 +39,15 @@ from policy_decorator.rollout import Collector
 class Config(OffPolicyConfig):
     """Settings of ROT. `reward_shift` is of success, which is not rewarded."""
 
-    OWN = ("success_ends_value", *DEMO_SHARE)
+    OWN = ("learner", "success_ends_value", *DEMO_SHARE)
 
     imitation_weight: float = 0.03
     """w, weight of the demonstrations' log-density (ROT's code)."""
     imitation_batch: int = 128
     """Demonstrated windows per update (ROT's code)."""
     begin_std: float = 0.1
-    """Standard deviation with which the base begins to explore; learned from there on (ROT: always)."""
+    """Standard deviation with which the base begins to explore, learned from there on, and with which it imitates
+    (ROT's code: 0.1, in both always)."""
     trunk: int = 50
     """Units of the critics' first layer, where distances are measured (ROT's code)."""
     compared: int = 10
@@ -59,7 +60,9 @@ class Config(OffPolicyConfig):
         if self.begin_std <= 0 or self.imitation_weight < 0:
             raise UserError("begin_std must be above 0 and imitation_weight at least 0.")
         if self.learner != "sac" or self.success_ends_value:
-            raise UserError("rot learns with sac, from whole episodes: leave out success_ends_value.")
+            raise UserError("rot learns with sac, from whole episodes: leave out learner and success_ends_value.")
+        if self.nets.initial_std is not None:
+            raise UserError("nets are the critics' here: the actor's first standard deviation is begin_std.")
 
     @property
     def uses_demonstrations(self) -> bool:
@@ -68,6 +71,11 @@ class Config(OffPolicyConfig):
     @property
     def tunes_base(self) -> bool:
         return True
+
+    @property
+    def asks_about_demonstrations(self) -> bool:
+        """Where they are in its batches, the Q-filter compares them with what the base would have done."""
+        return self.demo_share > 0
 
 
 def build(cfg: Config, p: Problem) -> Run:
@@ -106,6 +114,7 @@ def build(cfg: Config, p: Problem) -> Run:
         intake=WholeEpisodes(reward, cfg.n_step, cfg.sac.gamma, p.obs_size),
         data=with_share(cfg, p, run.replay, as_source(batch), run.collector),
         reward=reward,
+        knows=True,
     )
 
 

@@ -48,7 +48,7 @@ class CQLConfig:
     cql_least_gap: float | None = None
     """Below this the difference of the two counts as this and has no gradient (-200 in CORL); None: never."""
     backup_samples: int = 10
-    """Next actions whose best value the target believes; 1: SAC's target."""
+    """Next actions whose best value the target believes; 1: SAC's target, which here never counts the entropy."""
 
 
 class Returning(NamedTuple):

@@ -25,7 +25,8 @@ from policy_decorator.types import Transition
 
 @dataclass(frozen=True)
 class DAPGConfig:
-    """Defaults are the released code's, apart from `rollout` (its 200 episodes per round are 40,000 decisions)."""
+    """Defaults are the released code's, apart from `rollout` (its 200 episodes per round are 40,000 decisions) and
+    `value_epochs` (2)."""
 
     rollout: int = 64
     """Decisions of every environment per round."""
@@ -34,7 +35,8 @@ class DAPGConfig:
     demo_weight: float = 0.01
     """lambda_0: weight of the demonstrations' log-likelihood in the first round; 0: the natural gradient alone."""
     demo_decay: float = 0.95
-    """lambda_1: what it is multiplied by after every round."""
+    """lambda_1: what it is multiplied by after every round. The step of a round without reward, which only imitates, is
+    as long for any weight."""
     normalized_step: float = 0.05
     """delta: twice the divergence between the policies before and after a round."""
     damping: float = 1e-4

@@ -43,7 +43,7 @@ def transitions(d: Demonstrated, bound: float, *, n_step: int, gamma: float, rew
     following = row + decisions
     ends = reached & d.ends_at_success
     keep = ends | (following < end)
-    following = following.clamp(max=size - 1)
+    following = following.minimum(end - 1)  # behind a success nothing is seen
     raw = (d.action - d.base) / bound
     columns = (
         d.obs, raw, d.base, reward, ends.float(), decisions.float(), d.obs[following], d.base[following]

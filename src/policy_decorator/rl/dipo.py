@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from policy_decorator.errors import UserError
 from policy_decorator.rl.bellman import Updating, bootstrapped, regression
 from policy_decorator.rl.descent import Descent, follow
-from policy_decorator.rl.ensemble import smallest
+from policy_decorator.rl.ensemble import combined, smallest
 from policy_decorator.rl.lora import Adapted, LoRAConfig
 from policy_decorator.rl.replay import NStep, Replay
 from policy_decorator.rl.settings import SACConfig
@@ -130,13 +130,17 @@ class DIPO(Updating):
         q = self.critic(b.obs, b.raw)
         return regression(q, goal), q.detach()
 
+    def value(self, seen: Tensor, action: Tensor) -> Tensor:
+        """(B, To * Do), (B, Ta, Da) -> (B,): what actions climb."""
+        return combined(self.critic(seen, action), self.cfg.actor_value)
+
     def improved(self, seen: Tensor, sequence: Tensor) -> Tensor:
         """(B, To * Do), (B, Th, Da) -> the sequences, with better actions where they were executed."""
         action = self.actor.executed(sequence).clone().requires_grad_()
         optimizer = torch.optim.Adam([action], self.dipo.action_lr, eps=ADAM_EPS)
         limit = self.dipo.action_grad_norm * action[0].numel()
         for _ in range(self.dipo.action_steps):
-            (action.grad,) = torch.autograd.grad(-smallest(self.critic(seen, action)).sum(), action)
+            (action.grad,) = torch.autograd.grad(-self.value(seen, action).sum(), action)
             nn.utils.clip_grad_norm_([action], limit)
             optimizer.step()
             action.data.clamp_(-1, 1)
@@ -164,6 +168,5 @@ class DIPO(Updating):
         loss = self.actor.loss(seen, better)
         self.actor_opt.down(loss)
         with torch.no_grad():
-            gain = smallest(self.critic(seen, self.actor.executed(better)))
-            gain = gain - smallest(self.critic(seen, self.actor.executed(before)))
+            gain = self.value(seen, self.actor.executed(better)) - self.value(seen, self.actor.executed(before))
         return {"loss/actor": loss, "dipo/gain": gain.mean()}

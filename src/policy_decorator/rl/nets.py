@@ -35,8 +35,9 @@ class NetConfig:
     zero_init: bool = False
     """The actor's last layer begins at zero: an untrained residual is zero (not in the paper; arXiv:2509.19301)."""
     initial_std: float | None = None
-    """Standard deviation (before tanh) of an untrained actor: exactly with `zero_init`, else about. None: the middle
-    of its range on the log scale, exp((log_std_min + log_std_max) / 2)."""
+    """Standard deviation of an untrained actor (before tanh, where it squashes its noise): exactly with `zero_init`,
+    else about. None: what the method says; where it says nothing, the middle of its range on the log scale,
+    exp((log_std_min + log_std_max) / 2)."""
 
     def __post_init__(self) -> None:
         low, high = math.exp(self.log_std_min), math.exp(self.log_std_max)

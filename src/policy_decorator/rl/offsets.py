@@ -7,7 +7,7 @@ log pi is the density of tanh(u) given k; neither the choice of k nor the consta
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -31,6 +31,7 @@ class OffsetActor(Adapted):
         super().__init__(policy, policy.lora_layers, cfg)
         self.obs_size, self.action_size = int(policy.obs_size), int(policy.action_size)
         self.chunk_shape = 1, self.action_size
+        nets = replace(nets, initial_std=std)  # raises UserError where its limits do not allow it
         self.low, self.high = nets.log_std_min, nets.log_std_max
         self.spread = nn.Linear(policy.cfg.gpt_output, self.action_size)
         nn.init.zeros_(self.spread.weight)

@@ -26,10 +26,10 @@ class Replay:
         self.pictures: Pictures | None = None
 
     def add(self, t: Transition) -> None:
-        """Append the rows of `t`, overwriting the oldest once full."""
+        """Append the rows of `t`, the oldest first, overwriting the oldest once full."""
+        if len(t.reward) > self.capacity:  # whole episodes, which come together
+            t = self.kind(*(x[-self.capacity :] for x in t))
         n = len(t.reward)
-        if n > self.capacity:
-            raise ValueError(f"{n} transitions at once do not fit a replay of {self.capacity}")
         if not isinstance(t.obs, Tensor):
             self.pictures = self.pictures or Pictures(self.capacity)
             t = t._replace(obs=self.pictures.put(t.obs), next_obs=self.pictures.put(t.next_obs))

@@ -34,11 +34,14 @@ class Answers(Protocol):
 
 
 class WindowActor(nn.Module):
-    """A Gaussian around the answers of a policy that goes on learning, with one standard deviation everywhere."""
+    """A Gaussian around the answers of a policy that goes on learning, with one standard deviation everywhere.
+
+    It explores with `std` at first, and imitates with `std` for good: the imitation's weight belongs to it.
+    """
 
     def __init__(self, policy: nn.Module, obs_size: int, chunk: tuple[int, int], std: float) -> None:
         super().__init__()
-        self.policy, self.obs_size, self.chunk_shape = policy, obs_size, chunk
+        self.policy, self.obs_size, self.chunk_shape, self.std = policy, obs_size, chunk, std
         self.log_std = nn.Parameter(torch.full((math.prod(chunk),), math.log(std)))
 
     @property
@@ -58,10 +61,10 @@ class WindowActor(nn.Module):
         return raw.unflatten(-1, self.chunk_shape), log_normal(noise, self.log_std).sum(-1)
 
     def log_density(self, window: Tensor, actions: Tensor) -> Tensor:
-        """(B, To, Do), (B, To, Da) -> (B,), the mean over the frames for which the policy answers."""
+        """(B, To, Do), (B, To, Da) -> (B,), with `std`, the mean over the frames for which the policy answers."""
         mean = self.answers.means(window, actions)  # (B, T, Da)
-        noise = (actions[:, -mean.shape[1] :] - mean) / self.log_std.exp()
-        return log_normal(noise, self.log_std).sum(-1).mean(-1)
+        noise = (actions[:, -mean.shape[1] :] - mean) / self.std
+        return log_normal(noise, torch.full_like(self.log_std, math.log(self.std))).sum(-1).mean(-1)
 
     def fresh_noise(self, seen: Tensor) -> Tensor:
         """Standard normal, (B, Da)."""
