@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from tuned import faster_by, reaching
+from tuned import assert_resumed_is_as_uninterrupted, faster_by, poor_bet, reaching
 
 from policy_decorator.base_policies import build
 from policy_decorator.base_policies.bet import BeTConfig
@@ -24,6 +24,7 @@ from policy_decorator.methods.rot import Config
 from policy_decorator.refine import Refinement, refine
 from policy_decorator.refined import Refined
 from policy_decorator.rl.demonstrations import Demonstrated
+from policy_decorator.rl.lora import LoRAConfig
 from policy_decorator.rl.nets import NetConfig
 from policy_decorator.rl.rot import ROT, TrunkCritics
 from policy_decorator.rl.sac import SACConfig
@@ -77,6 +78,46 @@ def test_it_begins_as_the_base_and_leaves_that_alone(kind: str, small: Any) -> N
     assert not torch.equal(run.policy.act(window), base.act(window))
     for name, x in base.state_dict().items():
         assert torch.equal(x, before[name])
+
+
+@pytest.mark.parametrize("kind", ["bet", "bounded bet"])
+def test_by_lora_it_begins_as_the_base_and_only_corrections_learn(kind: str, small: Any) -> None:
+    pytest.importorskip("peft", reason="PEFT is not installed")
+    base, window = _base(kind).requires_grad_(False), torch.rand(6, 3, 4)
+    before = {name: x.clone() for name, x in base.state_dict().items()}
+    run = _build(small, base, learns="lora", lora=LoRAConfig(2, 4))
+    actor = cast(ROT, run.learner).actor
+    assert torch.equal(run.policy.act(window), base.act(window))
+    learned = {name: p.clone() for name, p in actor.named_parameters() if p.requires_grad}
+    assert all("lora_" in name or name == "log_std" for name in learned)
+    assert any("head" in name for name in learned)
+    assert any("attention" in name for name in learned)
+    frozen = {name: p.clone() for name, p in actor.named_parameters() if not p.requires_grad}
+    _collect(run, 20)
+    run.learn(3)
+    now = dict(actor.named_parameters())
+    assert all(torch.equal(now[name], p) for name, p in frozen.items())
+    assert any(not torch.equal(now[name], p) for name, p in learned.items() if "lora_B" in name)
+    assert not torch.equal(run.policy.act(window), base.act(window))
+    torch.testing.assert_close(actor.merged().act(window), run.policy.act(window), rtol=0, atol=0)
+    assert all(torch.equal(x, before[name]) for name, x in base.state_dict().items())
+
+
+def test_lora_is_for_a_behavior_transformer(small: Any) -> None:
+    with pytest.raises(UserError, match="of an MLP let all learn"):
+        _build(small, _base("mlp"), learns="lora")
+
+
+@pytest.mark.parametrize("learns", ["all", "lora"])
+@pytest.mark.usefixtures("unreported")
+def test_resumed_is_as_uninterrupted(learns: Any, make_config: Any, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="PEFT is not installed")
+    rhythm = {"total_steps": 176, "warmup_steps": 64, "log_every": 40, "eval_every": 1_000, "save_every": 100}
+    config = make_config(**rhythm, eval_episodes=2, test_episodes=2)
+    learn = replace(settings_of("rot", config.learn), compared=2, imitation_batch=16, learns=learns)
+    config = replace(config, method="rot", learn=learn)
+    whole = assert_resumed_is_as_uninterrupted(config, poor_bet(), tmp_path, at=144, demos=reaching(4, 15))
+    assert whole["state"]["updates"] > 1
 
 
 @pytest.mark.parametrize("kind", ["mlp", "bet"])

@@ -29,6 +29,10 @@ class Shifting(nn.Module):
         return self.means(window)[:, -1:].clamp(-1, 1)
 
 
+def _shift(actor: WindowActor) -> nn.Parameter:
+    return actor.policy.shift
+
+
 class Linear(nn.Module):
     """Q = weight . action, of two critics that agree where their weights do."""
 
@@ -65,7 +69,7 @@ def test_an_actor_is_a_gaussian_around_its_policys_newest_answer() -> None:
     for frame, disturbed, slope in ((0.85, 3.0, 6), (3.0, 0.0, 0)):  # noise beyond the limits, and the answer itself
         far, _ = actor(torch.full_like(seen, frame), torch.full_like(noise, disturbed))
         assert (far <= 1).all()
-        (grad,) = torch.autograd.grad(far.sum(), [actor.get_parameter("policy.shift")])
+        (grad,) = torch.autograd.grad(far.sum(), [_shift(actor)])
         assert grad[0] == slope  # as if nothing had been clipped; nothing is driven further out
     assert isinstance(actor.merged(), Shifting)
 
@@ -143,7 +147,7 @@ def test_updates_move_it_toward_what_was_shown_where_the_base_is_better() -> Non
     window = torch.zeros(5, 3, 4)
     learner.shown = ShownWindows(window, torch.full((5, 3, 2), -0.5))
     metrics = [learner.step(_batch(1.0), True) for _ in range(150)]
-    shift = learner.actor.get_parameter("policy.shift")
+    shift = _shift(learner.actor)
     torch.testing.assert_close(2 * shift.detach(), torch.tensor([-0.5, -0.5]), atol=0.1, rtol=0)
     assert metrics[-1]["rot/imitating"] == 1
 

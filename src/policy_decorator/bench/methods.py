@@ -88,10 +88,10 @@ SMALL = Sizes(
 
 VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     **{f"{name} on the base": (name, {"actor": "base"}) for name in ("rlpd", "sacfd", "cal-ql", "cql")},
+    "rot by LoRA": ("rot", {"learns": "lora"}),
     "sac-lora with GPT critics": ("sac-lora", {"critic": "gpt"}),
 }
-"""What is measured besides every method as it is by default: the actor that the paper gives it, and App. F.5.1's
-critics."""
+"""Measured besides every method as it is by default: what learns in the paper, and App. F.5.1's critics."""
 
 
 def own_settings(name: str) -> Any:

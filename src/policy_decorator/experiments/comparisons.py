@@ -152,6 +152,7 @@ def _fine_tuning(task: str) -> tuple[Entry, ...]:
         _entry(task, "RLPD", method="rlpd", learn=itself, **tuned),
         _entry(task, "Cal-QL", method="cal-ql", learn={**CONSERVATIVE, **itself}, **tuned),
         _entry(task, "ROT", method="rot", **tuned),
+        _entry(task, "ROT by LoRA", method="rot", learn={"learns": "lora"}, **tuned),
         _entry(task, "DIPO", method="dipo", learn=GENTLE, **{**tuned, "base": "diffusion-ahead"}),
         _entry(task, "RLPD from scratch", method="rlpd"),
         _entry(task, "Cal-QL from scratch", method="cal-ql", learn=CONSERVATIVE),

@@ -1,6 +1,6 @@
 """ROT (arXiv:2206.15469; paper Sec. 5.2.1, App. B.5.1): the base itself goes on learning, held near the demonstrations.
 
-    actor   the base's parameters, all of them; it acts alone, after a warm-up in which the base does
+    actor   the base, all of which learns, or LoRA's corrections; it acts alone, after a warm-up in which the base does
     reward  how cheaply an episode can be carried over to a demonstration, measured in the critics' trunk
     update  SAC, with imitation of the demonstrations as far as the critics prefer the base (`rl/rot.py`)
 
@@ -8,14 +8,13 @@ Success is measured, never rewarded. The base is a Behavior Transformer, as in t
 
 The paper does not say: w, lambda's form, the trunk's size and the number of demonstrations compared; they are ROT's. It
 takes SAC where ROT takes DDPG with noise of a fixed size. Of a Behavior Transformer the offsets learn, as in B.4.1; a
-demonstrated action is imitated in the cluster it belongs to. Differs from the paper: no LoRA, offsets with or without a
-tanh, as the base was trained, and the target critics' trunk is used as it is at the end of an episode, where ROT's code
-copies it now and then.
+demonstrated action is imitated in the cluster it belongs to. Differs from the paper: all of the base learns unless
+`learns = lora`; offsets are with or without a tanh, as the base was trained; the target critics' trunk is used as it is
+at the end of an episode, where ROT's code copies it now and then.
 """
 
-import copy
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -29,6 +28,7 @@ from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, ass
 from policy_decorator.methods.problem import Problem, Run
 from policy_decorator.rl.demonstrations import as_source, transitions, windows_of
 from policy_decorator.rl.episodes import WholeEpisodes
+from policy_decorator.rl.lora import LoRAConfig
 from policy_decorator.rl.monitor import Monitor
 from policy_decorator.rl.rot import ROT, ShownWindows, TrunkCritics, WindowActor
 from policy_decorator.rl.transport import TransportReward, episodes_of, needs_pot
@@ -41,6 +41,11 @@ class Config(OffPolicyConfig):
 
     OWN = ("learner", "success_ends_value", *DEMO_SHARE)
 
+    learns: Literal["all", "lora"] = "all"
+    """What of the base learns: all of it (ROT's own), or low-rank corrections of a Behavior Transformer's attention
+    layers and head (the paper, as in B.4.1)."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """Of those."""
     imitation_weight: float = 0.03
     """w, weight of the demonstrations' log-density (ROT's code)."""
     imitation_batch: int = 128
@@ -79,14 +84,17 @@ class Config(OffPolicyConfig):
 
 
 def build(cfg: Config, p: Problem) -> Run:
-    """Raises UserError: no demonstrations, a task with pictures, a base that cannot go on learning."""
+    """Raises UserError: no demonstrations, a task with pictures, a base that cannot go on learning; MissingExtra: POT,
+    or PEFT where `learns` is lora."""
     refuse_pictures("rot", p)
     shown = p.demonstrations_for("rot")
     needs_pot()
-    learning = _learning(p)
-    if hasattr(learning, "choice"):  # a transformer's dropout and choice of clusters draw as it goes
+    base, lora = _tunable(p), cfg.lora if cfg.learns == "lora" else None
+    if hasattr(base, "choice"):  # a transformer's dropout and choice of clusters draw as it goes
         p = compiled_on_cpus(p)
-    actor = WindowActor(learning, p.obs_size, p.chunk, cfg.begin_std).to(p.device)
+    elif lora is not None:
+        raise UserError("learns = lora is for a Behavior Transformer: of an MLP let all learn.")
+    actor = WindowActor(base, p.obs_size, p.chunk, cfg.begin_std, lora).to(p.device)
     critics = TrunkCritics(p.obs_size, p.action_size, cfg.trunk, cfg.nets)
     if cfg.standardize_obs and p.obs_statistics is not None:
         critics.standardize.set(*p.obs_statistics)
@@ -118,12 +126,12 @@ def build(cfg: Config, p: Problem) -> Run:
     )
 
 
-def _learning(p: Problem) -> nn.Module:
-    """A copy of the base that learns. Raises UserError where that is not possible."""
+def _tunable(p: Problem) -> nn.Module:
+    """The base. Raises UserError where it cannot go on learning."""
     base = unqueued(p.base)
     if not isinstance(base, nn.Module) or not (callable(getattr(base, "means", None)) and hasattr(base, "cfg")):
         raise UserError(
             f"rot goes on training the base policy itself, and cannot with {type(base).__name__}: give a Behavior "
             "Transformer or an MLP of this package (pidec imitate bet, pidec imitate mlp)."
         )
-    return copy.deepcopy(base).requires_grad_(True)
+    return base

@@ -6,7 +6,6 @@
 The policy looks at windows and answers at every frame of them; all these answers are regularised (paper, B.5.1).
 """
 
-import copy
 import math
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from policy_decorator.rl.descent import penalised
 from policy_decorator.rl.ensemble import combined, smallest
+from policy_decorator.rl.lora import Adapted, LoRAConfig
 from policy_decorator.rl.nets import NetConfig, Standardize, log_normal
 from policy_decorator.rl.sac import SAC
 from policy_decorator.rl.stacked import StackedMLP
@@ -30,23 +30,25 @@ class Answers(Protocol):
     """
 
     def means(self, window: Tensor, actions: Tensor | None = None) -> Tensor: ...
-    def act(self, window: Tensor) -> Tensor: ...  # (B, To, Do) -> (B, 1, Da), without
 
 
-class WindowActor(nn.Module):
+class WindowActor(Adapted):
     """A Gaussian around the answers of a policy that goes on learning, with one standard deviation everywhere.
 
-    It explores with `std` at first, and imitates with `std` for good: the imitation's weight belongs to it.
+    It explores with `std` at first, and imitates with `std` for good: the imitation's weight belongs to it. With
+    settings of LoRA only corrections of the policy's `lora_layers` learn.
     """
 
-    def __init__(self, policy: nn.Module, obs_size: int, chunk: tuple[int, int], std: float) -> None:
-        super().__init__()
-        self.policy, self.obs_size, self.chunk_shape, self.std = policy, obs_size, chunk, std
+    def __init__(
+        self, policy: nn.Module, obs_size: int, chunk: tuple[int, int], std: float, lora: LoRAConfig | None = None
+    ) -> None:
+        super().__init__(policy, getattr(policy, "lora_layers", ()), lora)
+        self.obs_size, self.chunk_shape, self.std = obs_size, chunk, std
         self.log_std = nn.Parameter(torch.full((math.prod(chunk),), math.log(std)))
 
     @property
     def answers(self) -> Answers:
-        return self.policy  # pyright: ignore[reportReturnType]
+        return self.policy
 
     def forward(self, seen: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Flattened windows (B, To * Do) -> a sample (B, 1, Da) in [-1, 1], and its log-density (B,) before clipping.
@@ -74,14 +76,6 @@ class WindowActor(nn.Module):
     def mode(self, seen: Tensor) -> Tensor:
         """(B, To * Do) -> the policy's own action (B, 1, Da)."""
         return self.act(unflattened(seen, self.obs_size))
-
-    def act(self, window: Tensor) -> Tensor:
-        """(B, To, Do) -> (B, 1, Da)."""
-        return self.answers.act(window)
-
-    def merged(self) -> nn.Module:
-        """The policy alone."""
-        return copy.deepcopy(self.policy)
 
 
 class TrunkCritics(nn.Module):
