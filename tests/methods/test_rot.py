@@ -226,7 +226,7 @@ def test_what_it_cannot(small: Any, steady: Any) -> None:
         METHODS["rot"].build(settings, problem)
     with pytest.raises(UserError, match="rot learns from demonstrations"):
         METHODS["rot"].build(settings, replace(problem, demonstrated=None))
-    with pytest.raises(UserError, match="rot has no eyes"):
+    with pytest.raises(UserError, match="give sees = embedding"):
         METHODS["rot"].build(settings, replace(problem, shapes={"rgb": (3, 8, 8)}))
     contradictions: list[tuple[dict[str, Any], str]] = [
         ({"learner": "td3"}, "rot learns with sac"),

@@ -7,7 +7,7 @@ policy(window of [state, PlainConv(rgb / 255, depth in metres)])       (paper Se
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,46 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class CNNConfig(MLPConfig):
     """Behaviour cloning from pictures: a CNN in front of a multi-layer perceptron."""
+
+
+class BehindEncoder(nn.Module):
+    """What a policy with eyes does with what its encoder says of frames: windows of that are (B, To, Do + F)."""
+
+    def __init__(self, policy: Imitator, standardize: nn.Module, state_size: int) -> None:
+        super().__init__()
+        self.policy, self.standardize, self.state_size = policy, standardize, state_size
+
+    @property
+    def cfg(self) -> Any:
+        return self.policy.cfg
+
+    @property
+    def context(self) -> int:
+        return self.policy.context
+
+    @property
+    def chunk(self) -> int:
+        return self.policy.chunk
+
+    @property
+    def lora_layers(self) -> tuple[str, ...]:
+        """Of the policy, where it has some."""
+        return getattr(self.policy, "lora_layers", ())
+
+    def means(self, window: Tensor, actions: Tensor | None = None) -> Tensor:
+        """The policy's, where it has them, with gradients: (B, To, Do + F) -> (B, T, Da)."""
+        return cast(Any, self.policy).means(_standardized(window, self.standardize, self.state_size), actions)
+
+    @torch.no_grad()
+    def act(self, window: Tensor) -> Tensor:
+        """(B, To, Do + F) -> (B, Ta, Da) in [-1, 1]."""
+        return self.policy.act(_standardized(window, self.standardize, self.state_size))
+
+
+def _standardized(seen: Tensor, standardize: nn.Module, state_size: int) -> Tensor:
+    """(*, Do + F), of which the state is standardised."""
+    state, features = seen.split([state_size, seen.shape[-1] - state_size], dim=-1)
+    return torch.cat([standardize(state), features], dim=-1)
 
 
 class SeeingPolicy(nn.Module):
@@ -77,9 +117,14 @@ class SeeingPolicy(nn.Module):
         if isinstance(self.standardize, Standardize):
             self.standardize.fit(demos.observations)
 
+    @property
+    def behind(self) -> BehindEncoder:
+        """What it does with what `embed` says: of the same parts."""
+        return BehindEncoder(self.policy, self.standardize, self.obs_size)
+
     @torch.no_grad()
     def embed(self, frames: Tensor) -> Tensor:
-        """What it makes of frames (B,): state and features (B, Do + F). A residual may see that instead of pictures."""
+        """What it makes of frames (*): state and features (*, Do + F). Who learns may see that instead of pictures."""
         return self.encoder(frames)
 
     def loss(self, window: Tensor, actions: Tensor) -> Tensor:
@@ -93,9 +138,7 @@ class SeeingPolicy(nn.Module):
 
     def _seen(self, window: Tensor, *, shifted: bool) -> Tensor:
         """(B, To) -> (B, To, Do + F)."""
-        seen = self.encoder(window, shifted=shifted)
-        state, features = seen.split([self.obs_size, seen.shape[-1] - self.obs_size], dim=-1)
-        return torch.cat([self.standardize(state), features], dim=-1)
+        return _standardized(self.encoder(window, shifted=shifted), self.standardize, self.obs_size)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Those of the policy behind the encoder; of the encoder weights decay, biases do not."""

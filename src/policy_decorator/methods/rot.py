@@ -1,10 +1,12 @@
 """ROT (arXiv:2206.15469; paper Sec. 5.2.1, App. B.5.1): the base itself goes on learning, held near the demonstrations.
 
     actor   the base, all of which learns, or LoRA's corrections; it acts alone, after a warm-up in which the base does
-    reward  how cheaply an episode can be carried over to a demonstration, measured in the critics' trunk
+    reward  how cheaply an episode can be carried over to a demonstration, measured in the critics' trunk or, where
+            there are pictures, in what the base's encoder says of them
     update  SAC, with imitation of the demonstrations as far as the critics prefer the base (`rl/rot.py`)
 
-Success is measured, never rewarded. The base is a Behavior Transformer, as in the paper, or an MLP of this package.
+Success is measured, never rewarded. The base is a Behavior Transformer, as in the paper, or an MLP of this package; on
+pictures one of these behind an encoder, which stays as it is (`embedded.py`).
 
 The paper does not say: w, lambda's form, the trunk's size and the number of demonstrations compared; they are ROT's. It
 takes SAC where ROT takes DDPG with noise of a fixed size. Of a Behavior Transformer the offsets learn, as in B.4.1; a
@@ -14,7 +16,7 @@ at the end of an episode, where ROT's code copies it now and then.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -22,7 +24,8 @@ from torch import nn
 from policy_decorator.chunks import unqueued
 from policy_decorator.decorator import ProgressiveExploration
 from policy_decorator.errors import UserError
-from policy_decorator.methods.alone import Takeover, refuse_pictures
+from policy_decorator.methods.alone import Takeover
+from policy_decorator.methods.embedded import WithEyes, embedded
 from policy_decorator.methods.finetuned import FineTuned
 from policy_decorator.methods.off_policy import DEMO_SHARE, OffPolicyConfig, assemble, compiled_on_cpus, with_share
 from policy_decorator.methods.problem import Problem, Run
@@ -84,13 +87,29 @@ class Config(OffPolicyConfig):
 
 
 def build(cfg: Config, p: Problem) -> Run:
-    """Raises UserError: no demonstrations, a task with pictures, a base that cannot go on learning; MissingExtra: POT,
-    or PEFT where `learns` is lora."""
-    refuse_pictures("rot", p)
-    shown = p.demonstrations_for("rot")
+    """Raises:
+    UserError: no demonstrations, a base that cannot go on learning, or has no encoder where there are pictures.
+    MissingExtra: POT is not installed, or PEFT where `learns` is lora.
+    """
+    p.demonstrations_for("rot")
     needs_pot()
+    if not p.shapes:
+        return _run(cfg, p)
+    if cfg.sees != "embedding":
+        raise UserError(
+            "rot sees pictures as the encoder of the base does, which stays as it is: give sees = embedding."
+        )
+    inner, eye = embedded("rot", p)
+    run = _run(cfg, inner, visual=slice(p.obs_size, None))
+    tuned: Any = WithEyes(eye, cast(ROT, run.learner).actor)
+    return replace(run, policy=FineTuned(p.base, tuned, Takeover()))
+
+
+def _run(cfg: Config, p: Problem, visual: slice | None = None) -> Run:
+    """Of observations that are vectors; those parts of them that are `visual` are compared as they are."""
+    shown = p.demonstrations_for("rot")
     base, lora = _tunable(p), cfg.lora if cfg.learns == "lora" else None
-    if hasattr(base, "choice"):  # a transformer's dropout and choice of clusters draw as it goes
+    if hasattr(_behind(base), "choice"):  # a transformer's dropout and choice of clusters draw as it goes
         p = compiled_on_cpus(p)
     elif lora is not None:
         raise UserError("learns = lora is for a Behavior Transformer: of an MLP let all learn.")
@@ -113,7 +132,8 @@ def build(cfg: Config, p: Problem) -> Run:
         monitor=Monitor(composition.idle),
     )
     target: Any = learner.target
-    reward = TransportReward(episodes_of(shown, cfg.compared), target.look)
+    look = target.look if visual is None else lambda obs: obs[:, visual]
+    reward = TransportReward(episodes_of(shown, cfg.compared), look)
     seen = replace(shown, obs=windows.obs.flatten(1))
     batch = transitions(seen, 1.0, n_step=cfg.n_step, gamma=cfg.sac.gamma, reward_shift=0.0)
     batch = batch._replace(raw=batch.raw + batch.base, reward=torch.zeros_like(batch.reward))
@@ -129,9 +149,15 @@ def build(cfg: Config, p: Problem) -> Run:
 def _tunable(p: Problem) -> nn.Module:
     """The base. Raises UserError where it cannot go on learning."""
     base = unqueued(p.base)
-    if not isinstance(base, nn.Module) or not (callable(getattr(base, "means", None)) and hasattr(base, "cfg")):
+    inner = _behind(base)
+    if not isinstance(base, nn.Module) or not (callable(getattr(inner, "means", None)) and hasattr(inner, "cfg")):
         raise UserError(
-            f"rot goes on training the base policy itself, and cannot with {type(base).__name__}: give a Behavior "
-            "Transformer or an MLP of this package (pidec imitate bet, pidec imitate mlp)."
+            f"rot goes on training the base policy itself, and cannot with {type(inner).__name__}: give a Behavior "
+            "Transformer, an MLP or a CNN of this package (pidec imitate bet, mlp or cnn)."
         )
     return base
+
+
+def _behind(base: Any) -> Any:
+    """The policy itself, where `base` is what stands behind an encoder."""
+    return getattr(base, "policy", base)
