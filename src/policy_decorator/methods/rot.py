@@ -87,9 +87,11 @@ class Config(OffPolicyConfig):
 
 
 def build(cfg: Config, p: Problem) -> Run:
-    """Raises:
-    UserError: no demonstrations, a base that cannot go on learning, or has no encoder where there are pictures.
-    MissingExtra: POT is not installed, or PEFT where `learns` is lora.
+    """The run; of a task that shows pictures, behind the base's encoder.
+
+    Raises:
+        UserError: no demonstrations, a base that cannot go on learning, or has no encoder where there are pictures.
+        MissingExtra: POT is not installed, or PEFT where `learns` is lora.
     """
     p.demonstrations_for("rot")
     needs_pot()
@@ -109,7 +111,7 @@ def _run(cfg: Config, p: Problem, visual: slice | None = None) -> Run:
     """Of observations that are vectors; those parts of them that are `visual` are compared as they are."""
     shown = p.demonstrations_for("rot")
     base, lora = _tunable(p), cfg.lora if cfg.learns == "lora" else None
-    if hasattr(_behind(base), "choice"):  # a transformer's dropout and choice of clusters draw as it goes
+    if hasattr(_policy_of(base), "choice"):  # a transformer's dropout and choice of clusters draw as it goes
         p = compiled_on_cpus(p)
     elif lora is not None:
         raise UserError("learns = lora is for a Behavior Transformer: of an MLP let all learn.")
@@ -149,7 +151,7 @@ def _run(cfg: Config, p: Problem, visual: slice | None = None) -> Run:
 def _tunable(p: Problem) -> nn.Module:
     """The base. Raises UserError where it cannot go on learning."""
     base = unqueued(p.base)
-    inner = _behind(base)
+    inner = _policy_of(base)
     if not isinstance(base, nn.Module) or not (callable(getattr(inner, "means", None)) and hasattr(inner, "cfg")):
         raise UserError(
             f"rot goes on training the base policy itself, and cannot with {type(inner).__name__}: give a Behavior "
@@ -158,6 +160,6 @@ def _tunable(p: Problem) -> nn.Module:
     return base
 
 
-def _behind(base: Any) -> Any:
+def _policy_of(base: Any) -> Any:
     """The policy itself, where `base` is what stands behind an encoder."""
     return getattr(base, "policy", base)
