@@ -10,6 +10,7 @@ from torch import Tensor
 
 from policy_decorator import randomness
 from policy_decorator.memory import AnyPolicy, session
+from policy_decorator.stepping import AroundVector
 from policy_decorator.types import Composition, Step, VectorEnv
 
 # Seeds of episodes that must not meet: what is trained on, selected on, reported on and imitated.
@@ -124,19 +125,15 @@ class Comparison:
     refined: Played
 
 
-class Recorded:
+class Recorded(AroundVector):
     """Environments that keep the trajectory of every episode they run, by its seed.
 
     A reset forgets the episodes that begin anew after it, those of its seed and later ones, and keeps earlier ones.
     """
 
     def __init__(self, env: VectorEnv) -> None:
-        self.env = env
+        super().__init__(env)
         self.trajectories: dict[int, Trajectory] = {}
-
-    @property
-    def drawn_at_reset(self) -> bool:
-        return getattr(self.env, "drawn_at_reset", False)
 
     def reset(self, seed: int, episodes: int | None = None) -> Tensor:
         self.trajectories = {k: played for k, played in self.trajectories.items() if k < seed}
@@ -154,12 +151,3 @@ class Recorded:
             trajectory.actions.append(a.copy())
         self._window = out.window
         return out
-
-    def state(self) -> dict[str, Tensor]:
-        return self.env.state()
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        self.env.restore(state)
-
-    def close(self) -> None:
-        self.env.close()

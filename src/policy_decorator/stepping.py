@@ -1,6 +1,8 @@
-"""A step of environments in two halves, so that something else can be done while they take it; and its rows."""
+"""A step of environments in two halves, so that something else can be done while they take it; its rows; environments
+around others."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -24,6 +26,26 @@ def send(env: VectorEnv, action: Tensor) -> Callable[[], Step]:
         return env.receive
     out = env.step(action)
     return lambda: out
+
+
+@dataclass
+class AroundVector:
+    """What environments around others have from them: all but `reset` and `step`."""
+
+    env: VectorEnv
+
+    @property
+    def drawn_at_reset(self) -> bool:
+        return getattr(self.env, "drawn_at_reset", False)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.env.state()
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.env.restore(state)
+
+    def close(self) -> None:
+        self.env.close()
 
 
 def chosen(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:

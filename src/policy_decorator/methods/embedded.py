@@ -16,21 +16,16 @@ from policy_decorator.errors import UserError
 from policy_decorator.methods.problem import Problem
 from policy_decorator.rl.lora import Adapted
 from policy_decorator.rl.sight import Embedding, embedder, embedding_of, seen
-from policy_decorator.stepping import send
-from policy_decorator.types import Step, VectorEnv
+from policy_decorator.stepping import AroundVector, send
+from policy_decorator.types import Step
 
 
 @dataclass
-class EmbeddedVector:
+class EmbeddedVector(AroundVector):
     """Environments whose windows are what `eye` says of their frames."""
 
-    env: VectorEnv
     eye: Embedding
     _answer: Callable[[], Step] | None = field(default=None, init=False)
-
-    @property
-    def drawn_at_reset(self) -> bool:
-        return getattr(self.env, "drawn_at_reset", False)
 
     def reset(self, seed: int, episodes: int | None = None) -> Tensor:
         return self.eye(self.env.reset(seed, episodes))
@@ -51,15 +46,6 @@ class EmbeddedVector:
         if len(rows):
             final = window.index_copy(0, rows, self.eye(out.final_window[rows]))
         return out._replace(window=window, final_window=final)
-
-    def state(self) -> dict[str, Tensor]:
-        return self.env.state()
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        self.env.restore(state)
-
-    def close(self) -> None:
-        self.env.close()
 
 
 class WithEyes(nn.Module):
